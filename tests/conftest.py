@@ -1,0 +1,33 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.models import RepositoryBuilder
+
+ROOT = Path(__file__).parent.parent
+_TRITONCLIENT = "tritonclient[grpc]==2.73.0"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> RepositoryBuilder:
+    """An empty model repository."""
+    return RepositoryBuilder(tmp_path / "models")
+
+
+@pytest.fixture(scope="session")
+def tritonclient_python() -> Path:
+    """A Python with tritonclient and our client package; it needs a newer grpcio than the server's best one."""
+    environment = ROOT / ".venv-tritonclient"
+    python = environment / "bin" / "python"
+    stamp = environment / "installed.txt"
+    if not stamp.exists() or stamp.read_text() != _TRITONCLIENT:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
+        command = [python, "-m", "pip", "install", "--quiet", _TRITONCLIENT, "-e", ROOT / "clients" / "python"]
+        subprocess.run(command, check=True)
+        stamp.write_text(_TRITONCLIENT)
+    return python

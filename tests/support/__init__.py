@@ -1,0 +1,1 @@
+"""Real servers, repositories and models for the tests."""
