@@ -1,0 +1,170 @@
+"""The contract between the gateway and a backend.
+
+A backend of your own needs to import nothing from here, except `InvalidInput` if it wants to refuse an input: write
+three classes of these shapes and publish the first under the entry point group `tensorgate.backends`. A plain tuple
+`(name, dtype, shape)` does for a `TensorSpec`, and any object with the three attributes of `Signature` for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
+
+UNBOUNDED = -1
+"""`Signature.max_batch_size` of a model that takes batches and names no limit."""
+
+
+class TensorSpec(NamedTuple):
+    """One input or output of a model.
+
+    Attributes:
+        name: what clients call it.
+        dtype: its numpy dtype, or anything `numpy.dtype` accepts; `object` for BYTES (elements are `bytes`).
+        shape: all dimensions, the batch dimension included where the model batches; -1 where any size goes.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, dtype: DTypeLike, shape: Iterable[int]) -> TensorSpec:
+        """A specification from anything that spells one, as `("text", object, [-1, 1])`.
+
+        Raises:
+            TypeError, ValueError: numpy knows no such dtype, or a size is no whole number.
+        """
+        return cls(str(name), np.dtype(dtype), tuple(int(size) for size in shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and gives.
+
+    Attributes:
+        inputs, outputs: in the model's own order.
+        max_batch_size: rows the first dimension of every tensor can hold together; `UNBOUNDED` without a limit,
+            0 if the model does not batch.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int = 0
+
+    @classmethod
+    def of(cls, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Signature:
+        """A signature that batches exactly when every tensor's first dimension is open."""
+        batches = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs)) and bool(inputs)
+        return cls(tuple(inputs), tuple(outputs), UNBOUNDED if batches else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What a backend is given to load one version of a model.
+
+    Attributes:
+        name, version: of the model in the repository.
+        directory: the version's folder.
+        file: the model file inside it, or None if the backend works without one.
+        parameters: the `parameters` of config.pbtxt.
+        declared: the inputs and outputs that config.pbtxt declares; empty tuples where it declares none.
+    """
+
+    name: str
+    version: int
+    directory: Path
+    file: Path | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    declared: Signature = Signature((), ())
+
+
+class Instance(Protocol):
+    """Executes batches, one at a time. Made, used and closed on one thread of its own."""
+
+    def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        """All outputs by name, for inputs by name (read-only arrays that fit the signature).
+
+        Raises:
+            InvalidInput: the caller's data is at fault; the message goes to the caller.
+            Exception: anything else is the model's fault; callers see a correlation id, the log the traceback.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the instance holds; called once, never during `execute`."""
+        ...
+
+
+class Model(Protocol):
+    """A loaded version, whose weights its instances share where the runtime allows."""
+
+    @property
+    def signature(self) -> Signature:
+        """What the model takes and gives, read from its file; the declared one where the format carries none."""
+        ...
+
+    def instance(self) -> Instance:
+        """A new instance; called on the thread that will use it."""
+        ...
+
+    def close(self) -> None:
+        """Free the weights; called once, after every instance is closed."""
+        ...
+
+
+class Backend(Protocol):
+    """Loads models for one runtime."""
+
+    def load(self, source: ModelSource) -> Model:
+        """Load a version.
+
+        Raises:
+            LoadError: with what is wrong and how to mend it; any other exception is reported by its type and text.
+        """
+        ...
+
+
+class BackendError(Exception):
+    """Base of what backends raise on purpose."""
+
+
+class LoadError(BackendError):
+    """A model cannot be loaded; the message tells its owner why and what to do."""
+
+
+class InvalidInput(BackendError):
+    """A request's data is at fault; the message goes to the caller."""
+
+
+def whole_number(source: ModelSource, key: str, default: int) -> int:
+    """The parameter `key` as a number of at least 0.
+
+    Raises:
+        LoadError: it is something else.
+    """
+    text = source.parameters.get(key, str(default)).strip()
+    if not text.isdecimal():
+        raise LoadError(f"parameter '{key}': expected a whole number of at least 0, got '{text}'")
+    return int(text)
+
+
+def switch(source: ModelSource, key: str, *, default: bool) -> bool:
+    """The parameter `key` as a yes or no: true/false, 1/0, on/off.
+
+    Raises:
+        LoadError: it is something else.
+    """
+    text = source.parameters.get(key, str(default)).strip().lower()
+    if text not in _SWITCH:
+        raise LoadError(f"parameter '{key}': expected one of {', '.join(_SWITCH)}, got '{text}'")
+    return _SWITCH[text]
+
+
+_SWITCH = {"true": True, "false": False, "1": True, "0": False, "on": True, "off": False}

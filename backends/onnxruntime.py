@@ -1,0 +1,186 @@
+"""Backend `onnxruntime`: `model.onnx`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+
+from backends.base import (
+    Array,
+    InvalidInput,
+    LoadError,
+    ModelSource,
+    Signature,
+    TensorSpec,
+    switch,
+    whole_number,
+)
+
+_DTYPES: dict[str, Any] = {
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(bfloat16)": ml_dtypes.bfloat16,
+    "tensor(string)": np.object_,
+}
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy's buffer protocol cannot express
+
+_LEVELS = {
+    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class OnnxRuntimeBackend:
+    """Loads ONNX models.
+
+    Parameters (all optional):
+        execution_providers: comma-separated, first choice first, as "CUDA, CPU"; default "CPU".
+        intra_op_thread_count, inter_op_thread_count: 0 lets the runtime choose.
+        execution_mode: 0 sequential (default), 1 parallel.
+        graph_optimization_level: disable, basic, extended or all (default).
+        enable_mem_arena, enable_mem_pattern: true (default) or false.
+        session.*, ep.*: any session configuration entry; `session.intra_op.allow_spinning` is 0 unless set here,
+            since spinning threads take the processor from the server's other work.
+    """
+
+    def load(self, source: ModelSource) -> OnnxRuntimeModel:
+        """Open a session over `model.onnx`.
+
+        Raises:
+            LoadError: the file is not a model this runtime can execute, or a parameter is wrong.
+        """
+        if source.file is None:
+            raise LoadError("backend 'onnxruntime' needs a model.onnx in the version folder")
+        providers = _providers(source.parameters.get("execution_providers", "CPU"))
+        try:
+            session = ort.InferenceSession(source.file, _session_options(source), providers=providers)
+        except Exception as error:  # the runtime raises a class of its own per status, none of them exported
+            raise LoadError(f"{source.file.name}: {error}") from error
+        return OnnxRuntimeModel(session)
+
+
+class OnnxRuntimeModel:
+    """A session. Sessions may run on several threads at once, so every instance shares it."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.signature = Signature.of(_specs(session.get_inputs()), _specs(session.get_outputs()))
+        self._outputs = [spec.name for spec in self.signature.outputs]
+        # numpy arrays of bfloat16 need OrtValues on the way in and out; everything else goes straight through.
+        specs = (*self.signature.inputs, *self.signature.outputs)
+        self._needs_values = any(spec.dtype == ml_dtypes.bfloat16 for spec in specs)
+
+    def instance(self) -> OnnxRuntimeModel:
+        """The model itself."""
+        return self
+
+    def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        """Run the session; the runtime releases the GIL while it computes.
+
+        Raises:
+            InvalidInput: a BYTES element is not UTF-8, which the runtime's strings are.
+        """
+        feed = {name: _decoded(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
+        if self._needs_values:
+            values = {name: _to_value(array) for name, array in feed.items()}
+            results = [_from_value(v) for v in self._session.run_with_ort_values(self._outputs, values)]
+        else:
+            results = self._session.run(self._outputs, feed)
+        return {
+            name: _encoded(result) if result.dtype.hasobject else result
+            for name, result in zip(self._outputs, results, strict=True)
+        }
+
+    def close(self) -> None:
+        """The session is freed with its last reference."""
+
+
+def _session_options(source: ModelSource) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors come back as exceptions; warnings would fill the server's log
+    options.intra_op_num_threads = whole_number(source, "intra_op_thread_count", 0)
+    options.inter_op_num_threads = whole_number(source, "inter_op_thread_count", 0)
+    options.enable_cpu_mem_arena = switch(source, "enable_mem_arena", default=True)
+    options.enable_mem_pattern = switch(source, "enable_mem_pattern", default=True)
+    if whole_number(source, "execution_mode", 0):
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    level = source.parameters.get("graph_optimization_level", "all").strip().lower()
+    if level not in _LEVELS:
+        raise LoadError(f"parameter 'graph_optimization_level': expected one of {', '.join(_LEVELS)}, got '{level}'")
+    options.graph_optimization_level = _LEVELS[level]
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for key, value in source.parameters.items():
+        if key.startswith(("session.", "ep.")):
+            options.add_session_config_entry(key, value)
+    return options
+
+
+def _providers(text: str) -> list[str]:
+    available = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
+    wanted = [part.strip().removesuffix("ExecutionProvider").lower() for part in text.split(",") if part.strip()]
+    unknown = [name for name in wanted if name not in available]
+    if unknown or not wanted:
+        offered = ", ".join(name.removesuffix("ExecutionProvider") for name in available.values())
+        raise LoadError(f"parameter 'execution_providers': this onnxruntime offers {offered}; got '{text}'")
+    return [available[name] for name in wanted]
+
+
+def _specs(nodes: Sequence[Any]) -> list[TensorSpec]:
+    return [_spec(node) for node in nodes]
+
+
+def _spec(node: Any) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise LoadError(f"tensor '{node.name}' has type {node.type}, which the protocol cannot carry")
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return TensorSpec(node.name, np.dtype(_DTYPES[node.type]), shape)
+
+
+def _decoded(name: str, array: Array) -> Array:
+    """The runtime takes `str`; of `bytes` it would compute with their Python repr."""
+    try:
+        return _objects([element.decode() for element in array.flat], array.shape)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"input '{name}': expected BYTES elements in UTF-8: {error}") from error
+
+
+def _encoded(array: Array) -> Array:
+    return _objects([element.encode() for element in array.flat], array.shape)
+
+
+def _objects(elements: list[Any], shape: tuple[int, ...]) -> Array:
+    array = np.empty(len(elements), np.object_)
+    array[:] = elements
+    return array.reshape(shape)
+
+
+def _to_value(array: Array) -> ort.OrtValue:
+    if array.dtype == ml_dtypes.bfloat16:
+        bits = np.ascontiguousarray(array).view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _from_value(value: ort.OrtValue) -> Array:
+    if value.element_type() != _BFLOAT16:
+        return np.asarray(value.numpy())
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape())

@@ -1,0 +1,138 @@
+"""Which backends there are, without importing a runtime that nobody uses."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast
+
+from backends.base import Backend, LoadError
+
+GROUP = "tensorgate.backends"
+"""Entry point group of backends that other distributions bring."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """A backend, known by name and not imported yet.
+
+    Attributes:
+        name: as `backend:` in config.pbtxt spells it.
+        target: "module:attribute" of its class.
+        filenames: model files it recognises in a version folder; empty if it works without one.
+        runtime: module that must be importable, or "" for none.
+        extra: extra of the distribution that installs the runtime.
+        aliases: other spellings that Triton's repositories use.
+        platform: Triton's name of the file format, which ModelMetadata reports.
+    """
+
+    name: str
+    target: str
+    filenames: tuple[str, ...] = ()
+    runtime: str = ""
+    extra: str = ""
+    aliases: tuple[str, ...] = ()
+    platform: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Whether its runtime can be imported."""
+        return not self.runtime or importlib.util.find_spec(self.runtime) is not None
+
+    @property
+    def install_hint(self) -> str:
+        """The command that installs its runtime."""
+        return f"pip install 'tensorgate[{self.extra}]'"
+
+    def load(self) -> Backend:
+        """Import the backend.
+
+        Raises:
+            LoadError: its runtime is not installed or fails to import.
+        """
+        if not self.installed:
+            raise LoadError(f"backend '{self.name}' is not installed: {self.install_hint}")
+        try:
+            target = EntryPoint(self.name, self.target, GROUP).load()
+        except (ImportError, AttributeError) as error:
+            raise LoadError(f"backend '{self.name}' does not import: {error}") from error
+        return cast("Backend", target())
+
+
+_BUILTIN = (
+    BackendInfo(
+        "onnxruntime",
+        "backends.onnxruntime:OnnxRuntimeBackend",
+        filenames=("model.onnx",),
+        runtime="onnxruntime",
+        extra="onnx",
+        platform="onnxruntime_onnx",
+    ),
+    BackendInfo(
+        "torch",
+        "backends.torch:TorchBackend",
+        filenames=("model.pt2", "model.pt"),
+        runtime="torch",
+        extra="torch",
+        aliases=("pytorch",),
+        platform="pytorch_libtorch",
+    ),
+    BackendInfo("python", "backends.python:PythonBackend", filenames=("model.py",)),
+    BackendInfo("echo", "backends.echo:EchoBackend", aliases=("identity",)),
+)
+
+
+class Registry:
+    """The built-in backends and those of other distributions; each is imported and made once, at first use."""
+
+    def __init__(self) -> None:
+        infos = {info.name: info for info in _BUILTIN}
+        for point in entry_points(group=GROUP):
+            # A file named after the backend selects it without importing anything.
+            infos.setdefault(point.name, BackendInfo(point.name, point.value, filenames=(f"model.{point.name}",)))
+        self._infos = infos
+        self._aliases = {alias: info for info in infos.values() for alias in (*info.aliases, info.platform) if alias}
+        self._backends: dict[str, Backend] = {}
+
+    def __iter__(self) -> Iterator[BackendInfo]:
+        return iter(self._infos.values())
+
+    def info(self, name: str) -> BackendInfo:
+        """The backend that `name`, one of its aliases or a Triton platform stands for.
+
+        Raises:
+            LoadError: there is none.
+        """
+        try:
+            return self._infos.get(name) or self._aliases[name]
+        except KeyError:
+            known = ", ".join(self._infos)
+            raise LoadError(f"unknown backend '{name}': expected one of {known}") from None
+
+    def for_files(self, filenames: set[str]) -> BackendInfo:
+        """The backend that recognises one of a version folder's files.
+
+        Raises:
+            LoadError: none does, or several do.
+        """
+        matches = [info for info in self if filenames.intersection(info.filenames)]
+        if len(matches) == 1:
+            return matches[0]
+        found = ", ".join(sorted(filenames)) or "nothing"
+        if matches:
+            names = " or ".join(f"'{info.name}'" for info in matches)
+            raise LoadError(f"files for several backends ({found}): say backend: {names} in config.pbtxt")
+        expected = ", ".join(name for info in self for name in info.filenames)
+        raise LoadError(f"no model file: expected one of {expected}; found {found}")
+
+    def backend(self, info: BackendInfo) -> Backend:
+        """The backend itself, imported at first use.
+
+        Raises:
+            LoadError: it is not installed.
+        """
+        if info.name not in self._backends:
+            self._backends[info.name] = info.load()
+        return self._backends[info.name]
