@@ -1,0 +1,1 @@
+"""The inference gateway: an application, started by the `tensorgate` command."""

@@ -1,0 +1,108 @@
+"""The `tensorgate` command: one function per sub-command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from gateway import settings
+
+Command = Callable[[Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a sub-command and exit with its code."""
+    parser = ArgumentParser("tensorgate", description="A gRPC inference gateway.")
+    parser.add_argument("--version", action="version", version=f"tensorgate {version('tensorgate')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_demo(commands)
+    _add_backends(commands)
+    parsed = parser.parse_args(arguments)
+    run: Command = parsed.run
+    del parsed.run
+    code = run(parsed)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a model stuck in native code must not keep a drained server from ending.
+    os._exit(code)
+
+
+def _add_serve(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve a model repository",
+        description="Serve a model repository. Every flag may also be an environment variable (TENSORGATE_PORT) or a "
+        "line of the --config file (port = 8001).",
+    )
+    parse = settings.add_arguments(parser)
+
+    def run(parsed: Namespace) -> int:
+        try:
+            chosen = parse(parsed)
+        except settings.InvalidSettings as error:
+            return _fail(str(error), 2)
+        logging.basicConfig(
+            level=chosen.log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
+        )
+        return _serve(chosen)
+
+    parser.set_defaults(run=run)
+
+
+def _serve(chosen: settings.Settings) -> int:
+    from gateway import server  # noqa: PLC0415  # grpc takes a moment to import, which --help need not wait for
+
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(server.serve(chosen))
+    except server.CannotListen as error:
+        return _fail(str(error), 1)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415  # not on every platform
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _add_backends(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser("backends", help="list the backends, and how to install those that are missing")
+
+    def run(_: Namespace) -> int:
+        from backends.registry import Registry  # noqa: PLC0415
+
+        for info in Registry():
+            files = ", ".join(info.filenames) or "no file"
+            print(f"{info.name:12} {files:24} {'installed' if info.installed else info.install_hint}")
+        return 0
+
+    parser.set_defaults(run=run)
+
+
+def _add_demo(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "demo", help="train a small model, serve it on every installed backend and measure it, in under a minute"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the server running and say how to call it")
+
+    def run(parsed: Namespace) -> int:
+        from gateway import demo  # noqa: PLC0415  # needs the extra `demo`
+
+        return demo.run(keep=parsed.keep)
+
+    parser.set_defaults(run=run)
+
+
+def _fail(message: str, code: int) -> int:
+    for line in message.splitlines():
+        print(f"tensorgate: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,163 @@
+"""The wire's ModelInfer messages <-> the gateway's requests: the stages `decode` and `encode`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from backends.base import Array
+from gateway.errors import InvalidRequest, NotOffered
+from gateway.model import ServedModel
+from gateway.request import InferenceRequest, Stages
+from gateway.tensor_rules import TensorRule, shown
+from tensorgate_client import framing
+from tensorgate_client.tensors import Raw, TensorError, datatype_of, from_raw, from_typed, to_raw, to_typed
+from tensorgate_client.wire import inference_pb2 as pb
+
+FindModel = Callable[[str, str], ServedModel]
+
+_TYPED = "binary_data_output"
+"""The binary data extension's parameter: false asks for typed contents instead of raw ones."""
+
+_NOT_OFFERED = {
+    "shared_memory_region": "shared memory",
+    "classification": "the classification extension",
+}
+
+
+def decode(message: bytes, find: FindModel, stages: Stages) -> tuple[ServedModel, InferenceRequest]:
+    """A serialized ModelInferRequest and the model it is for.
+
+    Args:
+        message: as received; arrays stay views of it where the layout allows.
+        find: model by name and version.
+        stages: began when the message arrived.
+
+    Raises:
+        DecodeError: `message` is no ModelInferRequest.
+        InvalidRequest: a tensor does not fit the model.
+        NotOffered: the request wants an extension this server lacks.
+        GatewayError: whatever `find` raises.
+    """
+    proto, raw = framing.parse_infer_request(message)
+    model = find(proto.model_name, proto.model_version)
+    inputs = _decode_inputs(model, proto, raw)
+    outputs = _requested(model, proto)
+    typed = _TYPED in proto.parameters and not proto.parameters[_TYPED].bool_param
+    stages.decode = time.perf_counter_ns()
+    return model, InferenceRequest(proto.id, inputs, outputs, typed, stages)
+
+
+def _decode_inputs(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequence[Raw]) -> dict[str, Array]:
+    if raw and len(raw) != len(proto.inputs):
+        raise InvalidRequest(
+            f"model '{model.name}': {len(proto.inputs)} inputs but {len(raw)} raw_input_contents: expected one each"
+        )
+    inputs: dict[str, Array] = {}
+    for index, tensor in enumerate(proto.inputs):
+        if raw and tensor.HasField("contents"):
+            raise InvalidRequest(f"{_input(model, tensor.name)} has typed contents beside raw_input_contents: send one")
+        rule = _input_rule(model, tensor, inputs)
+        try:
+            if raw:
+                array = from_raw(raw[index], tensor.datatype, tensor.shape)
+            else:
+                array = from_typed(tensor.contents, tensor.datatype, tensor.shape)
+        except TensorError as error:
+            raise InvalidRequest(f"{_input(model, tensor.name)}: {error}") from error
+        inputs[tensor.name] = rule.to_runtime(array)
+    if len(inputs) != len(model.inputs):
+        _check_complete(model, inputs)
+    if model.max_batch_size:
+        _check_rows(model, proto)
+    return inputs
+
+
+def _input_rule(
+    model: ServedModel, tensor: pb.ModelInferRequest.InferInputTensor, known: Mapping[str, Array]
+) -> TensorRule:
+    """The rule for an input, once its name, datatype and shape are known to follow it."""
+    name = tensor.name
+    rule = model.inputs.get(name)
+    if rule is None:
+        expected = ", ".join(f"'{n}'" for n in model.inputs)
+        raise InvalidRequest(f"unknown {_input(model, name)}: expected {expected}")
+    if name in known:
+        raise InvalidRequest(f"{_input(model, name)} came twice")
+    if tensor.parameters:
+        _refuse_extensions(_input(model, name), tensor.parameters)
+    if not rule.admits(tensor.datatype, tensor.shape):
+        got = f"{tensor.datatype or 'no datatype'} {shown(tensor.shape)}"
+        raise InvalidRequest(f"{_input(model, name)}: expected {rule}, got {got}")
+    return rule
+
+
+def _input(model: ServedModel, name: str) -> str:
+    return f"input '{name}' of model '{model.name}'"
+
+
+def _check_complete(model: ServedModel, inputs: Mapping[str, Array]) -> None:
+    missing = [f"'{n}' ({rule})" for n, rule in model.inputs.items() if n not in inputs and not rule.optional]
+    if missing:
+        got = ", ".join(f"'{name}'" for name in inputs) or "none"
+        raise InvalidRequest(f"model '{model.name}' needs input {', '.join(missing)}; got {got}")
+
+
+def _check_rows(model: ServedModel, proto: pb.ModelInferRequest) -> None:
+    counts = {tensor.name: tensor.shape[0] for tensor in proto.inputs}
+    rows = set(counts.values())
+    if len(rows) > 1:
+        listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
+        raise InvalidRequest(f"model '{model.name}': inputs differ in their number of rows: {listed}")
+    count = rows.pop() if rows else 1
+    if not 1 <= count <= model.max_batch_size:
+        raise InvalidRequest(
+            f"model '{model.name}': expected 1 to {model.max_batch_size} rows (max_batch_size), got {count}"
+            + ("; send them in several requests" if count else "")
+        )
+
+
+def _requested(model: ServedModel, proto: pb.ModelInferRequest) -> tuple[str, ...]:
+    """The outputs to send; all of them if none is named."""
+    names: list[str] = []
+    for output in proto.outputs:
+        subject = f"output '{output.name}' of model '{model.name}'"
+        if output.name not in model.outputs:
+            expected = ", ".join(f"'{name}'" for name in model.outputs)
+            raise InvalidRequest(f"unknown {subject}: expected {expected}")
+        if output.name in names:
+            raise InvalidRequest(f"{subject} is requested twice")
+        if output.parameters:
+            _refuse_extensions(subject, output.parameters)
+        names.append(output.name)
+    return tuple(names) or tuple(model.outputs)
+
+
+def _refuse_extensions(subject: str, parameters: Mapping[str, pb.InferParameter]) -> None:
+    for key, extension in _NOT_OFFERED.items():
+        if key in parameters:
+            raise NotOffered(f"{subject}: this server does not offer {extension} (parameter '{key}')")
+
+
+def encode(model: ServedModel, request: InferenceRequest, outputs: Mapping[str, Array]) -> bytes:
+    """A serialized ModelInferResponse with the requested outputs.
+
+    Raises:
+        InvalidRequest: typed contents were asked for a datatype that has none.
+    """
+    response = pb.ModelInferResponse(model_name=model.name, model_version=str(model.version), id=request.id)
+    raw: list[Raw] = []
+    for name in request.outputs:
+        array = outputs[name]
+        datatype = datatype_of(array.dtype)
+        tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        if not request.typed:
+            raw.append(to_raw(array))
+            continue
+        try:
+            tensor.contents.CopyFrom(to_typed(array, datatype))
+        except TensorError as error:
+            raise InvalidRequest(f"output '{name}' of model '{model.name}': {error}") from error
+    message = framing.serialize_infer_response(response, raw)
+    request.stages.encode = time.perf_counter_ns()
+    return message

@@ -1,0 +1,40 @@
+"""What can go wrong for a caller. Transport-free: `status.py` says which gRPC code each becomes."""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """Base of the errors whose message is written for the caller."""
+
+
+class ModelNotFound(GatewayError):
+    """No such model or version, or it was unloaded."""
+
+    def __init__(self, name: str, version: str = "") -> None:
+        at = f" version {version}" if version else ""
+        # Existing clients look for this phrase, Triton's own.
+        super().__init__(f"Request for unknown model: '{name}'{at} is not found")
+
+
+class ModelNotReady(GatewayError):
+    """The model is known, yet cannot answer now: it is loading, failed to load, or the server is going down."""
+
+
+class InvalidRequest(GatewayError):
+    """The request contradicts the protocol or the model's signature."""
+
+
+class NotOffered(GatewayError):
+    """An RPC or a feature of the protocol that this server does not have."""
+
+
+class NotAllowed(GatewayError):
+    """The server's settings forbid this; another setting would allow it."""
+
+
+class ModelLoadFailed(GatewayError):
+    """A model that was asked for could not be loaded; the message carries the reason."""
+
+
+class ExecutionFailed(GatewayError):
+    """The model failed on valid input. The cause stays in the server's log, under the error's id."""

@@ -1,0 +1,120 @@
+"""Where a batch runs: threads that each own one instance of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
+
+from backends import base
+from backends.base import Array
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Batch:
+    """Inputs that run together, and when they did (`time.perf_counter_ns`)."""
+
+    inputs: dict[str, Array]
+    started_ns: int = 0
+    finished_ns: int = 0
+
+
+class Instance(Protocol):
+    """Runs one batch at a time, on a thread here or anywhere else."""
+
+    def run(self, batch: Batch) -> asyncio.Future[Mapping[str, Array]]:
+        """Start the batch and stamp it; the future holds its outputs or the backend's exception."""
+        ...
+
+    async def aclose(self) -> None:
+        """Free the instance; called once, when nothing runs."""
+        ...
+
+
+class Worker:
+    """A daemon thread that calls what it is given, in order.
+
+    An executor's threads would be joined at exit: a model stuck in native code could then keep a stopped server alive.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._tasks: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<Worker {self._thread.name!r} waiting={self._tasks.qsize()}>"
+
+    def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Call `function` on the thread; cancelling the future drops a call that has not begun."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._tasks.put((future, function))
+        return future
+
+    def stop(self) -> None:
+        """End the thread after the calls it has already been given."""
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, function = task
+            if not future.cancelled():
+                _call(future, function)
+            del task, future, function  # or an idle thread would keep the last batch alive
+
+
+def _call(future: asyncio.Future[T], function: Callable[[], T]) -> None:
+    settle: Callable[[], None]
+    try:
+        result = function()
+    except BaseException as error:  # whatever a runtime raises belongs to the caller, not to this thread
+        failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+        if isinstance(failure, StopIteration):  # a future refuses it
+            failure = RuntimeError("StopIteration")
+        settle = lambda: None if future.done() else future.set_exception(failure)  # noqa: E731
+    else:
+        settle = lambda: None if future.done() else future.set_result(result)  # noqa: E731
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        future.get_loop().call_soon_threadsafe(settle)
+
+
+class ThreadInstance:
+    """A backend's instance on a thread of its own."""
+
+    def __init__(self, worker: Worker, instance: base.Instance) -> None:
+        self._worker = worker
+        self._instance = instance
+
+    @classmethod
+    async def start(cls, worker: Worker, model: base.Model) -> ThreadInstance:
+        """Make the instance on the worker's thread, where it will also run and be closed."""
+        try:
+            return cls(worker, await worker.submit(model.instance))
+        except BaseException:
+            worker.stop()
+            raise
+
+    def run(self, batch: Batch) -> asyncio.Future[Mapping[str, Array]]:
+        """Execute on the thread."""
+        return self._worker.submit(lambda: self._execute(batch))
+
+    def _execute(self, batch: Batch) -> Mapping[str, Array]:
+        batch.started_ns = time.perf_counter_ns()
+        try:
+            return self._instance.execute(batch.inputs)
+        finally:
+            batch.finished_ns = time.perf_counter_ns()
+
+    async def aclose(self) -> None:
+        """Close the backend's instance and end the thread."""
+        try:
+            await self._worker.submit(self._instance.close)
+        finally:
+            self._worker.stop()

@@ -1,0 +1,51 @@
+"""A request on its way through the gateway, independent of the transport."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from backends.base import Array
+
+
+@dataclass(slots=True)
+class Stages:
+    """When each stage of a request ended (`time.perf_counter_ns`); 0 while it has not.
+
+    The stages, in order: decode, cache, queue, execute, encode.
+    """
+
+    received: int = field(default_factory=time.perf_counter_ns)
+    decode: int = 0
+    cache: int = 0
+    queue: int = 0
+    execute: int = 0
+    encode: int = 0
+
+    def microseconds(self) -> dict[str, int]:
+        """How long each stage took; 0 for one that was left out."""
+        durations, before = {}, self.received
+        for name in ("decode", "cache", "queue", "execute", "encode"):
+            after = getattr(self, name) or before
+            durations[name] = (after - before) // 1000
+            before = after
+        return durations
+
+
+@dataclass(slots=True)
+class InferenceRequest:
+    """Inputs that fit the model's signature, and what the caller wants back.
+
+    Attributes:
+        id: the caller's, echoed.
+        inputs: by name, with the shapes of the model's runtime.
+        outputs: names the caller asked for, in that order; never empty.
+        typed: whether to send them as typed instead of raw contents.
+        stages: time stamps.
+    """
+
+    id: str
+    inputs: dict[str, Array]
+    outputs: tuple[str, ...]
+    typed: bool
+    stages: Stages

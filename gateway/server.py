@@ -1,0 +1,180 @@
+"""Assembles the gateway, and its life: listen, load, ready, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import suppress
+
+import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from backends.registry import Registry
+from gateway import layout
+from gateway.repository import Repository
+from gateway.servicer import SERVICE, ServerState, Servicer
+from gateway.settings import Settings
+from tensorgate_client.wire import inference_pb2, model_config_pb2
+
+_log = logging.getLogger(__name__)
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+_FLUSH_S = 0.5  # for answers on their way out; what is left then are streams that never end, as Health.Watch
+
+
+class CannotListen(Exception):
+    """The address is taken, or not this machine's."""
+
+
+class Server:
+    """A gateway over one model repository.
+
+    Args:
+        settings: what it was told.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._state = ServerState()
+        self._health = health.aio.HealthServicer()
+        self._repository = Repository(
+            settings.model_repository, Registry(), settings.default_max_batch_size, self._note_model
+        )
+        self._polling: asyncio.Task[None] | None = None
+        self._server: grpc.aio.Server | None = None
+
+    def __repr__(self) -> str:
+        return f"<Server {self._settings.host} in_flight={self._state.in_flight} {self._repository!r}>"
+
+    def summary(self) -> str:
+        """What is being served, in a line."""
+        return self._repository.summary()
+
+    async def start(self) -> int:
+        """Listen, not ready yet; the port.
+
+        Raises:
+            CannotListen: the address cannot be had.
+        """
+        settings = self._settings
+        limit = settings.max_message_mb * 1024 * 1024
+        server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),  # or a second server would silently share the port
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                # Above its own small limits grpc.aio answers bursts with a random CANCELLED.
+                ("grpc.server.max_pending_requests", 100_000),
+                ("grpc.server.max_pending_requests_hard_limit", 200_000),
+            ]
+        )
+        await self._add_services(server)
+        try:
+            port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        except RuntimeError as error:
+            raise CannotListen(
+                f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not this "
+                "machine's; --port and --host choose others"
+            ) from error
+        await server.start()
+        self._server = server
+        return int(port)
+
+    async def _add_services(self, server: grpc.aio.Server) -> None:
+        explicit = self._settings.model_control == "explicit"
+        server.add_generic_rpc_handlers((Servicer(self._repository, self._state, explicit=explicit).handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        await self._note_server(ready=False)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server, pool=_reflected())
+
+    async def load(self) -> None:
+        """Load the models that the control mode asks for, then turn readiness on."""
+        settings = self._settings
+        if settings.model_control == "explicit":
+            await self._repository.load_named(settings.load_model)
+        else:
+            await self._repository.load_all()
+        if settings.model_control == "poll":
+            self._polling = asyncio.create_task(self._repository.poll(settings.poll_interval_s))
+        self._state.ready = True
+        await self._note_server(ready=True)
+
+    async def drain(self) -> bool:
+        """Turn readiness off, let requests under way finish, stop; whether all finished within the grace."""
+        await self._health.enter_graceful_shutdown()
+        if self._polling:
+            self._polling.cancel()
+        grace = self._settings.shutdown_grace_s
+        assert self._server is not None  # noqa: S101
+        stopping = asyncio.create_task(self._server.stop(grace))
+        finished = True
+        try:
+            await asyncio.wait_for(self._state.drained(), grace)
+            await self._server.stop(_FLUSH_S)
+            await asyncio.wait_for(self._repository.aclose(), grace)
+        except TimeoutError:
+            finished = False
+            _log.warning("%d requests were cut off after %.1f s of grace", self._state.in_flight, grace)
+        await stopping
+        return finished
+
+    async def _note_server(self, *, ready: bool) -> None:
+        for name in ("", SERVICE.full_name):
+            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+
+    async def _note_model(self, name: str, ready: bool) -> None:  # noqa: FBT001  # a listener's plain signature
+        await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. A second signal ends the process at once.
+
+    Raises:
+        CannotListen: the address cannot be had.
+    """
+    server = Server(settings)
+    stop = asyncio.Event()
+    _on_signals(stop)
+    port = await server.start()
+    if hint := layout.hint_if_model(settings.model_repository):
+        _log.warning("%s", hint)
+    loading = asyncio.create_task(server.load())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        loading.result()
+        _log.info("ready: gRPC on %s:%d, %s", settings.host, port, server.summary())
+        await stopping
+    loading.cancel()
+    with suppress(asyncio.CancelledError):
+        await loading
+    _log.info("stopping: letting requests in flight finish (again to stop now)")
+    finished = await server.drain()
+    _log.info("stopped")
+    return 0 if finished else 1
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    def handle(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle, number)
+
+
+def _reflected() -> DescriptorPool:
+    """A pool of everything served: ours live in a pool of their own, health and reflection in the default one."""
+    pool = DescriptorPool()
+    for module in (model_config_pb2, inference_pb2, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    return pool

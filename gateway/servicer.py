@@ -1,0 +1,212 @@
+"""inference.GRPCInferenceService: one thin method per RPC."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+
+from gateway import codec
+from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered
+from gateway.repository import Repository, State
+from gateway.request import Stages
+from gateway.status import status_of
+from tensorgate_client.wire import inference_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+NAME = "tensorgate"
+EXTENSIONS = ("model_configuration", "model_repository", "binary_tensor_data")
+"""The protocol's extensions that work here; ServerMetadata names them, and clients go by that."""
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+
+
+@dataclass(slots=True)
+class ServerState:
+    """Whether the server takes requests, and how many it has under way."""
+
+    ready: bool = False
+    draining: bool = False
+    in_flight: int = 0
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def enter(self) -> None:
+        """Count a request in."""
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        """Count a request out."""
+        self.in_flight -= 1
+        if self.draining and not self.in_flight:
+            self._idle.set()
+
+    async def drained(self) -> None:
+        """Refuse new requests; return when the last one is out."""
+        self.ready, self.draining = False, True
+        if self.in_flight:
+            await self._idle.wait()
+
+
+class Servicer:
+    """Answers every RPC of the service that this server offers.
+
+    Args:
+        repository: the models.
+        state: of the server.
+        explicit: whether models may be loaded and unloaded by RPC.
+    """
+
+    def __init__(self, repository: Repository, state: ServerState, *, explicit: bool) -> None:
+        self._repository = repository
+        self._state = state
+        self._explicit = explicit
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service for a gRPC server; messages pass as bytes, so that each method decides what it parses."""
+        methods: dict[str, Callable[[Any], Awaitable[Message]]] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._repository_model_load,
+            "RepositoryModelUnload": self._repository_model_unload,
+        }
+        table: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        for rpc in SERVICE.methods:
+            name = rpc.name
+            if name == "ModelInfer":
+                table[name] = grpc.unary_unary_rpc_method_handler(self._answering(name, self._model_infer))
+            elif name in methods:
+                table[name] = grpc.unary_unary_rpc_method_handler(self._answering(name, _parsing(rpc, methods[name])))
+            elif rpc.client_streaming:
+                table[name] = grpc.stream_stream_rpc_method_handler(_refusing_stream(name))
+            else:
+                table[name] = grpc.unary_unary_rpc_method_handler(self._answering(name, _refusing(name)))
+        return grpc.method_handlers_generic_handler(SERVICE.full_name, table)
+
+    def _answering(self, rpc: str, handler: Handler) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        """The handler, counted, with its errors turned into statuses."""
+        state = self._state
+
+        async def answer(message: bytes, context: Context) -> bytes:
+            state.enter()
+            try:
+                return await handler(message)
+            except Exception as error:  # the table is total: nothing but a status reaches the caller
+                await context.abort(*status_of(error, rpc))
+                raise
+            finally:
+                state.leave()
+
+        return answer
+
+    async def _server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._state.ready)
+
+    async def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        try:
+            self._repository.find(request.name, request.version)
+        except (ModelNotFound, ModelNotReady):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    async def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=NAME, version=version(NAME), extensions=EXTENSIONS)
+
+    async def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
+        model = self._repository.find(request.name, request.version)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=model.name,
+            versions=self._repository.ready_versions(model.name),
+            platform=model.platform,
+            inputs=[tensor(name=r.name, datatype=r.datatype, shape=r.shape) for r in model.inputs.values()],
+            outputs=[tensor(name=r.name, datatype=r.datatype, shape=r.shape) for r in model.outputs.values()],
+        )
+
+    async def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+        return pb.ModelConfigResponse(config=self._repository.find(request.name, request.version).config)
+
+    async def _model_infer(self, message: bytes) -> bytes:
+        if self._state.draining:
+            raise ModelNotReady("the server is shutting down: try another one")
+        stages = Stages()
+        model, request = codec.decode(message, self._repository.find, stages)
+        outputs = await model.infer(request)
+        return codec.encode(model, request, outputs)
+
+    async def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        _check_repository(request.repository_name)
+        row = pb.RepositoryIndexResponse.ModelIndex
+        return pb.RepositoryIndexResponse(
+            models=[
+                row(name=name, version=version, state=state, reason=reason)
+                for name, version, state, reason in self._repository.index()
+                if state == State.READY or not request.ready
+            ]
+        )
+
+    async def _repository_model_load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
+        self._check_explicit(request.repository_name)
+        files = [key for key in request.parameters if key.startswith("file:")]
+        if files:
+            raise NotOffered(f"loading a model from uploaded files ({files[0]}): put them into the model repository")
+        override = request.parameters["config"].string_param if "config" in request.parameters else ""
+        await self._repository.load(request.model_name, override)
+        return pb.RepositoryModelLoadResponse()
+
+    async def _repository_model_unload(
+        self, request: pb.RepositoryModelUnloadRequest
+    ) -> pb.RepositoryModelUnloadResponse:
+        self._check_explicit(request.repository_name)
+        await self._repository.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _check_explicit(self, repository: str) -> None:
+        _check_repository(repository)
+        if not self._explicit:
+            raise NotAllowed("loading and unloading by RPC is off: start the server with --model-control explicit")
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise InvalidRequest(f"unknown repository '{name}': this server has one, leave repository_name empty")
+
+
+def _parsing(rpc: Any, method: Callable[[Any], Awaitable[Message]]) -> Handler:
+    """`method` between bytes and bytes."""
+    request_type = getattr(pb, rpc.input_type.name)
+
+    async def handle(message: bytes) -> bytes:
+        return (await method(request_type.FromString(message))).SerializeToString()
+
+    return handle
+
+
+def _refusing(rpc: str) -> Handler:
+    async def refuse(_: bytes) -> bytes:
+        raise NotOffered(f"this server does not offer {rpc}")
+
+    return refuse
+
+
+def _refusing_stream(rpc: str) -> Callable[[Any, Context], Awaitable[None]]:
+    async def refuse(_: Any, context: Context) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server does not offer {rpc}")
+
+    return refuse

@@ -1,0 +1,46 @@
+"""The one table from errors to gRPC status codes."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+
+from backends.base import InvalidInput
+from gateway import errors
+from tensorgate_client.tensors import TensorError
+
+_log = logging.getLogger(__name__)
+
+_CODES: dict[type[Exception], StatusCode] = {
+    errors.ModelNotFound: StatusCode.NOT_FOUND,
+    errors.ModelNotReady: StatusCode.UNAVAILABLE,
+    errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    errors.NotOffered: StatusCode.UNIMPLEMENTED,
+    errors.NotAllowed: StatusCode.FAILED_PRECONDITION,
+    errors.ModelLoadFailed: StatusCode.FAILED_PRECONDITION,
+    InvalidInput: StatusCode.INVALID_ARGUMENT,
+    TensorError: StatusCode.INVALID_ARGUMENT,
+}
+
+
+def status_of(error: Exception, rpc: str) -> tuple[StatusCode, str]:
+    """The code and message a caller gets for `error`.
+
+    Whatever is not in the table is our fault or the model's: the caller gets an id, the log the id and the traceback.
+    """
+    if isinstance(error, DecodeError):
+        return StatusCode.INVALID_ARGUMENT, f"{rpc}: the request is not a valid protobuf message of this RPC"
+    for kind in type(error).__mro__:
+        if kind in _CODES:
+            return _CODES[kind], str(error)
+    correlation = uuid.uuid4().hex[:12]
+    cause = error.__cause__ if isinstance(error, errors.ExecutionFailed) and error.__cause__ else error
+    _log.error("%s failed, id %s: %s", rpc, correlation, error, exc_info=cause)
+    what = str(error) if isinstance(error, errors.ExecutionFailed) else f"{rpc} failed"
+    return (
+        StatusCode.INTERNAL,
+        f"{what}: internal error, id {correlation}; the server's log has the cause under that id",
+    )
