@@ -6,17 +6,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from backends.base import Array
-from gateway.errors import InvalidRequest, NotOffered
+from gateway.errors import ExecutionFailed, InvalidRequest, NotOffered
 from gateway.model import ServedModel
 from gateway.request import InferenceRequest, Stages
 from gateway.tensor_rules import TensorRule, shown
 from tensorgate_client import framing
-from tensorgate_client.tensors import Raw, TensorError, datatype_of, from_raw, from_typed, to_raw, to_typed
+from tensorgate_client.tensors import (
+    TYPED_FIELDS,
+    Raw,
+    TensorError,
+    datatype_of,
+    from_raw,
+    from_typed,
+    to_raw,
+    to_typed,
+)
 from tensorgate_client.wire import inference_pb2 as pb
 
 FindModel = Callable[[str, str], ServedModel]
 
-_TYPED = "binary_data_output"
+_BINARY = "binary_data_output"
 """The binary data extension's parameter: false asks for typed contents instead of raw ones."""
 
 _NOT_OFFERED = {
@@ -43,13 +52,15 @@ def decode(message: bytes, find: FindModel, stages: Stages) -> tuple[ServedModel
     model = find(proto.model_name, proto.model_version)
     inputs = _decode_inputs(model, proto, raw)
     outputs = _requested(model, proto)
-    typed = _TYPED in proto.parameters and not proto.parameters[_TYPED].bool_param
+    typed = _wants_typed(model, proto, outputs)
     stages.decode = time.perf_counter_ns()
     return model, InferenceRequest(proto.id, inputs, outputs, typed, stages)
 
 
 def _decode_inputs(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequence[Raw]) -> dict[str, Array]:
     if raw and len(raw) != len(proto.inputs):
+        for tensor in proto.inputs:  # one that lies in shared memory has no raw contents: say that first
+            _refuse_extensions(_input(model, tensor.name), tensor.parameters)
         raise InvalidRequest(
             f"model '{model.name}': {len(proto.inputs)} inputs but {len(raw)} raw_input_contents: expected one each"
         )
@@ -133,6 +144,26 @@ def _requested(model: ServedModel, proto: pb.ModelInferRequest) -> tuple[str, ..
     return tuple(names) or tuple(model.outputs)
 
 
+def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest, outputs: Sequence[str]) -> bool:
+    """Whether the caller wants typed instead of raw contents back."""
+    if _BINARY not in proto.parameters:
+        return False
+    parameter = proto.parameters[_BINARY]
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind != "bool_param":
+        raise InvalidRequest(f"model '{model.name}': parameter '{_BINARY}': expected bool_param, got {kind}")
+    if parameter.bool_param:
+        return False
+    for name in outputs:
+        datatype = model.outputs[name].datatype
+        if datatype not in TYPED_FIELDS:
+            raise InvalidRequest(
+                f"output '{name}' of model '{model.name}': {datatype} has no typed contents in the protocol: "
+                f"leave out the parameter '{_BINARY}'"
+            )
+    return True
+
+
 def _refuse_extensions(subject: str, parameters: Mapping[str, pb.InferParameter]) -> None:
     for key, extension in _NOT_OFFERED.items():
         if key in parameters:
@@ -143,21 +174,20 @@ def encode(model: ServedModel, request: InferenceRequest, outputs: Mapping[str, 
     """A serialized ModelInferResponse with the requested outputs.
 
     Raises:
-        InvalidRequest: typed contents were asked for a datatype that has none.
+        ExecutionFailed: the model gave BYTES elements that are neither bytes nor text.
     """
     response = pb.ModelInferResponse(model_name=model.name, model_version=str(model.version), id=request.id)
     raw: list[Raw] = []
-    for name in request.outputs:
-        array = outputs[name]
-        datatype = datatype_of(array.dtype)
-        tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        if not request.typed:
-            raw.append(to_raw(array))
-            continue
-        try:
-            tensor.contents.CopyFrom(to_typed(array, datatype))
-        except TensorError as error:
-            raise InvalidRequest(f"output '{name}' of model '{model.name}': {error}") from error
+    try:
+        for name in request.outputs:
+            array = outputs[name]
+            tensor = response.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
+            if request.typed:
+                tensor.contents.CopyFrom(to_typed(array))
+            else:
+                raw.append(to_raw(array))
+    except ValueError as error:
+        raise ExecutionFailed(f"model '{model.name}' failed on this request") from error
     message = framing.serialize_infer_response(response, raw)
     request.stages.encode = time.perf_counter_ns()
     return message

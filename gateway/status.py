@@ -10,7 +10,6 @@ from grpc import StatusCode
 
 from backends.base import InvalidInput
 from gateway import errors
-from tensorgate_client.tensors import TensorError
 
 _log = logging.getLogger(__name__)
 
@@ -22,8 +21,10 @@ _CODES: dict[type[Exception], StatusCode] = {
     errors.NotAllowed: StatusCode.FAILED_PRECONDITION,
     errors.ModelLoadFailed: StatusCode.FAILED_PRECONDITION,
     InvalidInput: StatusCode.INVALID_ARGUMENT,
-    TensorError: StatusCode.INVALID_ARGUMENT,
 }
+
+_LONGEST = 1500
+"""Bytes of a message: it travels in HTTP/2 trailers, which peers refuse from 8 KiB on, and may quote the caller."""
 
 
 def status_of(error: Exception, rpc: str) -> tuple[StatusCode, str]:
@@ -35,7 +36,7 @@ def status_of(error: Exception, rpc: str) -> tuple[StatusCode, str]:
         return StatusCode.INVALID_ARGUMENT, f"{rpc}: the request is not a valid protobuf message of this RPC"
     for kind in type(error).__mro__:
         if kind in _CODES:
-            return _CODES[kind], str(error)
+            return _CODES[kind], _shortened(str(error))
     correlation = uuid.uuid4().hex[:12]
     cause = error.__cause__ if isinstance(error, errors.ExecutionFailed) and error.__cause__ else error
     _log.error("%s failed, id %s: %s", rpc, correlation, error, exc_info=cause)
@@ -44,3 +45,10 @@ def status_of(error: Exception, rpc: str) -> tuple[StatusCode, str]:
         StatusCode.INTERNAL,
         f"{what}: internal error, id {correlation}; the server's log has the cause under that id",
     )
+
+
+def _shortened(message: str) -> str:
+    encoded = message.encode(errors="replace")
+    if len(encoded) <= _LONGEST:
+        return encoded.decode()
+    return f"{encoded[:_LONGEST].decode(errors='ignore')}... ({len(encoded)} bytes)"

@@ -17,6 +17,7 @@ _REQUEST_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LENG
 _RESPONSE_TAG = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 _SMALL = 4096  # bytes below which protobuf's own copies cost less than looking for the fields in Python
+_LONGEST_TAG = 5  # bytes of a 32-bit varint; protobuf refuses longer spellings of a tag
 _MOST_FIELDS = 256  # more come only from a hostile or a very odd sender; protobuf then scans faster
 
 
@@ -54,32 +55,30 @@ def _cut(message: bytes, tag: int) -> tuple[bytes, list[Raw]] | None:
             if offset == len(view):
                 return b"".join(kept), raw
             field, body = _read_varint(message, offset)
-            if field & 7 != _LENGTH_DELIMITED:
+            if field & 7 != _LENGTH_DELIMITED or body - offset > _LONGEST_TAG:
                 return None
             length, start = _read_varint(message, body)
             end = start + length
-            if end > len(view):
-                return None
             if field == tag:
                 raw.append(view[start:end])
             else:
                 kept.append(view[offset:end])
             offset = end
-    except IndexError:  # the message ends inside a number
+    except (IndexError, ValueError):  # the message ends inside a field, or a number has no end
         return None
     return None
 
 
 def _read_varint(message: bytes, offset: int) -> tuple[int, int]:
     """The number at `offset` and the offset behind it."""
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 70, 7):
         byte = message[offset]
         offset += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80 or shift > 63:
+        if byte < 0x80:
             return value, offset
-        shift += 7
+    raise ValueError("a varint has at most 10 bytes")
 
 
 def _varint(value: int) -> bytes:

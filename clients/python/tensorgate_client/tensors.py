@@ -40,8 +40,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 
-# FP16 and BF16 are absent on purpose: the protocol gives them no typed form.
-_TYPED_FIELD = {
+TYPED_FIELDS: Mapping[str, str] = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
     "INT64": "int64_contents",
@@ -51,7 +50,9 @@ _TYPED_FIELD = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+"""Where typed contents of a datatype travel; FP16 and BF16 are absent, the protocol gives them no typed form."""
 
+_TEXT_KINDS = "SUT"  # numpy's byte strings and text of fixed width, and its text of any
 _LENGTH = struct.Struct("<I")
 
 
@@ -60,12 +61,12 @@ class TensorError(ValueError):
 
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
-    """The protocol's name for a numpy dtype; text and byte strings of fixed width count as BYTES.
+    """The protocol's name for a numpy dtype; text and byte strings count as BYTES.
 
     Raises:
         TensorError: the protocol has no such datatype.
     """
-    if dtype.kind in "SU":
+    if dtype.kind in _TEXT_KINDS:
         return "BYTES"
     try:
         return _DATATYPES[dtype.newbyteorder("=")]
@@ -77,18 +78,19 @@ def from_raw(raw: Raw, datatype: str, shape: Sequence[int]) -> Array:
     """The array that `raw` holds: a read-only view of it where the layout allows, else a copy.
 
     Raises:
-        TensorError: `raw` has another size than `shape` and `datatype` need, or BYTES elements run past its end.
+        TensorError: `raw` has another size than `shape` and `datatype` need, BYTES elements run past its end, or
+            there is no such datatype or shape.
     """
-    dtype = DTYPES[datatype]
+    dtype = DTYPES.get(datatype)
+    if dtype is None:
+        raise TensorError(f"'{datatype}' is no datatype of the protocol; use one of {', '.join(DTYPES)}")
     count = math.prod(shape)
     if dtype.hasobject:
-        return _object_array(_split_bytes(raw, count), shape)
+        return _object_array(_split_bytes(raw, count, shape), shape)
     expected = count * dtype.itemsize
     if len(raw) != expected:
         raise TensorError(f"{datatype} {_brackets(shape)} takes {expected} bytes of raw contents, got {len(raw)}")
-    if count == 0:
-        return np.empty(shape, dtype)
-    array = np.frombuffer(raw, dtype).reshape(shape)
+    array = _shaped(np.frombuffer(raw, dtype, count), shape)
     return array if array.flags.aligned else array.copy()
 
 
@@ -98,7 +100,7 @@ def to_raw(array: Array) -> Raw:
     Raises:
         TensorError: an object array holds something other than `bytes` or `str`.
     """
-    if array.dtype.hasobject or array.dtype.kind in "SU":
+    if array.dtype.hasobject or array.dtype.kind in _TEXT_KINDS:
         elements = [_as_bytes(element) for element in array.ravel().tolist()]
         return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
     little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -109,11 +111,10 @@ def from_typed(contents: pb.InferTensorContents, datatype: str, shape: Sequence[
     """The array that typed `contents` hold.
 
     Raises:
-        TensorError: the values are in another field than `datatype` belongs in, too few, too many or out of range.
+        TensorError: the values are in another field than `datatype` belongs in, too few, too many or out of range,
+            or there is no such shape.
     """
-    field = _TYPED_FIELD.get(datatype)
-    if field is None:
-        raise TensorError(f"{datatype} has no typed contents in the protocol: send raw_input_contents")
+    field = _typed_field(datatype)
     for descriptor, _ in contents.ListFields():
         if descriptor.name != field:
             raise TensorError(f"{datatype} travels in {field}, got {descriptor.name}")
@@ -124,20 +125,19 @@ def from_typed(contents: pb.InferTensorContents, datatype: str, shape: Sequence[
     if datatype == "BYTES":
         return _object_array(values, shape)
     try:
-        return np.fromiter(values, DTYPES[datatype], count).reshape(shape)
+        return _shaped(np.fromiter(values, DTYPES[datatype], count), shape)
     except OverflowError:
         raise TensorError(f"{field} holds values out of the range of {datatype}") from None
 
 
-def to_typed(array: Array, datatype: str) -> pb.InferTensorContents:
+def to_typed(array: Array) -> pb.InferTensorContents:
     """Typed contents of `array`, for clients that would rather not unpack raw bytes.
 
     Raises:
-        TensorError: the protocol has no typed form of `datatype` (FP16, BF16).
+        TensorError: the protocol has no typed form of its datatype (FP16, BF16).
     """
-    field = _TYPED_FIELD.get(datatype)
-    if field is None:
-        raise TensorError(f"{datatype} has no typed contents in the protocol: ask for raw contents")
+    datatype = datatype_of(array.dtype)
+    field = _typed_field(datatype)
     flat = array.ravel().tolist()
     contents = pb.InferTensorContents()
     getattr(contents, field).extend([_as_bytes(v) for v in flat] if datatype == "BYTES" else flat)
@@ -168,6 +168,8 @@ def decode_infer_response(response: pb.ModelInferResponse) -> dict[str, Array]:
         TensorError: an output contradicts its own description.
     """
     raw = response.raw_output_contents
+    if raw and len(raw) != len(response.outputs):
+        raise TensorError(f"{len(response.outputs)} outputs but {len(raw)} raw_output_contents: expected one each")
     outputs = {}
     for index, tensor in enumerate(response.outputs):
         if raw:
@@ -177,25 +179,41 @@ def decode_infer_response(response: pb.ModelInferResponse) -> dict[str, Array]:
     return outputs
 
 
-def _split_bytes(raw: Raw, count: int) -> list[bytes]:
+def _typed_field(datatype: str) -> str:
+    try:
+        return TYPED_FIELDS[datatype]
+    except KeyError:
+        raise TensorError(f"{datatype} has no typed contents in the protocol: use raw contents") from None
+
+
+def _split_bytes(raw: Raw, count: int, shape: Sequence[int]) -> list[bytes]:
     view = memoryview(raw)
     elements: list[bytes] = []
     offset = 0
     while offset < len(view):
+        if len(elements) == count:  # now, since millions of empty elements more would cost time and memory
+            raise TensorError(f"BYTES {_brackets(shape)} takes {count} elements, raw contents hold more")
         start = offset + _LENGTH.size
         if start > len(view) or (end := start + _LENGTH.unpack_from(view, offset)[0]) > len(view):
             raise TensorError(f"BYTES element {len(elements)} runs past the end of the {len(view)} raw bytes")
         elements.append(bytes(view[start:end]))
         offset = end
     if len(elements) != count:
-        raise TensorError(f"the shape takes {count} BYTES elements, raw contents hold {len(elements)}")
+        raise TensorError(f"BYTES {_brackets(shape)} takes {count} elements, raw contents hold {len(elements)}")
     return elements
 
 
 def _object_array(elements: Sequence[bytes], shape: Sequence[int]) -> Array:
     array = np.empty(len(elements), np.object_)
     array[:] = elements
-    return array.reshape(shape)
+    return _shaped(array, shape)
+
+
+def _shaped(array: Array, shape: Sequence[int]) -> Array:
+    try:
+        return array.reshape(shape)
+    except ValueError as error:  # [-1,-4], whose product looks right; numpy's limits: 64 dimensions, [0,2**62]
+        raise TensorError(f"no array has the shape {_brackets(shape)}: {error}") from None
 
 
 def _as_bytes(element: object) -> bytes:
