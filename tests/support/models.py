@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -96,3 +99,60 @@ def save_onnx(module: nn.Module, path: Path, example: torch.Tensor, names: tuple
             external_data=False,
             verbose=False,
         )
+
+
+def onnx_model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Sequence[onnx.TensorProto] = (),
+    opset: int = 17,
+) -> bytes:
+    """An ONNX model of the given nodes."""
+    graph = helper.make_graph(list(nodes), "model", list(inputs), list(outputs), initializer=list(weights))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+THIRD_PARTY = {
+    "scale_backend.py": """
+class Signature:
+    inputs = [("x", "float32", [-1, 4])]
+    outputs = [("y", "float32", [-1, 4])]
+    max_batch_size = 16
+
+class Backend:
+    signature = Signature
+
+    def load(self, source):
+        model = Backend()
+        model.factor = float(source.file.read_text())
+        return model
+
+    def instance(self):
+        return self
+
+    def execute(self, inputs):
+        return {"y": inputs["x"] * self.factor}
+
+    def close(self):
+        pass
+""",
+    "scale_backend-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: scale-backend\nVersion: 1.0\n",
+    "scale_backend-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "scale_backend-1.0.dist-info/entry_points.txt": "[tensorgate.backends]\nscale = scale_backend:Backend\n",
+}
+
+
+def install_third_party(folder: Path) -> Path:
+    """Install a distribution that brings a backend, `scale` for files `model.scale`; the folder to import it from."""
+    wheel = folder / "scale_backend-1.0-py3-none-any.whl"
+    record = "scale_backend-1.0.dist-info/RECORD"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in THIRD_PARTY.items():
+            archive.writestr(name, text)
+        archive.writestr(record, "".join(f"{name},,\n" for name in (*THIRD_PARTY, record)))
+    target = folder / "site"
+    options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", "--target", target]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, wheel], check=True)
+    return target
