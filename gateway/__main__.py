@@ -1,0 +1,5 @@
+"""`python -m gateway` is `tensorgate`."""
+
+from gateway.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""`tensorgate demo`: a trained model, served on every backend and measured, from nothing in under a minute."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import signal
+import sys
+import time
+from pathlib import Path
+
+_NEEDED = ("torch", "onnxruntime", "onnxscript", "sklearn")
+
+
+def run(directory: Path, *, port: int, keep: bool) -> int:
+    """Train, export, serve, classify, print the table; the exit code.
+
+    Args:
+        directory: the model repository to write.
+        port: to serve on, 0 for a free one.
+        keep: leave the server running until Ctrl-C and say how to call it.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"tensorgate: the demo needs {', '.join(missing)}: pip install 'tensorgate[demo]'", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the server must not be left behind
+    try:
+        return _run(directory, port, keep=keep)
+    except KeyboardInterrupt:
+        print()
+        return 130
+    except OSError as error:
+        print(f"tensorgate: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(directory: Path, port: int, *, keep: bool) -> int:
+    # These bring torch and scikit-learn, which `tensorgate --help` need not wait for.
+    from gateway.demo import digits, measure, process  # noqa: PLC0415
+
+    started = time.monotonic()
+    data = digits.load()
+    network = digits.train(data)
+    print(f"trained a small CNN on {len(data.train_labels)} images of digits in {time.monotonic() - started:.1f} s")
+    names = digits.export(network, directory)
+    print(f"exported it to {directory}/: {', '.join(names)}")
+    with process.serving(directory, port) as server:
+        print(f"serving on {server.address}; classifying the {len(data.labels)} held-out images over gRPC")
+        rows = asyncio.run(measure.all_models(server.address, names, data.images, data.labels))
+        print(f"\n{measure.table(rows)}\n")
+        if keep:
+            print(_how_to_call(server.address))
+            server.wait()
+    print("the server ended cleanly" if server.exit_code == 0 else f"the server ended with code {server.exit_code}")
+    return server.exit_code
+
+
+def _how_to_call(address: str) -> str:
+    return f"""The server runs until Ctrl-C. Call it from another terminal, from this folder:
+
+    .venv/bin/python clients/python/examples/classify.py {address}
+    grpcurl -plaintext {address} inference.GRPCInferenceService/ServerMetadata
+"""

@@ -1,0 +1,78 @@
+"""The first thing a new user does."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.server import TENSORGATE
+
+ROOT = Path(__file__).parent.parent.parent
+_ROW = re.compile(r"^(digits_\w+) +(\w+) +(\d\.\d+) +([\d,]+) +([\d.]+) +([\d.]+)$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """`tensorgate demo`, run in an empty folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    return subprocess.run([TENSORGATE, "demo"], cwd=folder, capture_output=True, text=True, timeout=170, check=False)
+
+
+def test_the_demo_serves_a_trained_model_on_every_backend(demo: subprocess.CompletedProcess[str]) -> None:
+    """A new user sees each backend classify real digits, nearly all of them right."""
+    rows = {name: (backend, float(accuracy)) for name, backend, accuracy, *_ in _ROW.findall(demo.stdout)}
+    assert {name: backend for name, (backend, _) in rows.items()} == {
+        "digits_onnx": "onnxruntime",
+        "digits_pt2": "torch",
+        "digits_torchscript": "torch",
+    }
+    assert all(accuracy > 0.95 for _, accuracy in rows.values()), rows
+    assert len({accuracy for _, accuracy in rows.values()}) == 1, "one network, yet its exports disagree"
+
+
+def test_the_demo_ends_cleanly(demo: subprocess.CompletedProcess[str]) -> None:
+    """A new user gets their prompt back without an error or a warning they would have to understand."""
+    assert demo.returncode == 0
+    assert demo.stdout.endswith("the server ended cleanly\n")
+    assert demo.stderr == ""
+
+
+def test_the_kept_server_can_be_called_until_ctrl_c(tmp_path: Path) -> None:
+    """A user who keeps the demo running calls it with the command it prints, and stops it with Ctrl-C."""
+    process = subprocess.Popen(
+        [TENSORGATE, "demo", "--keep"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    watchdog = threading.Timer(170, process.kill)
+    watchdog.start()
+    try:
+        assert process.stdout is not None
+        command = next(line for line in process.stdout if "classify.py" in line).split()
+        answer = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+        drawn, predicted = (line.split()[1:] for line in answer.stdout.splitlines())
+        assert len(drawn) == 12
+        assert sum(a == b for a, b in zip(drawn, predicted, strict=True)) >= 11
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+        assert process.stdout.read().endswith("the server ended cleanly\n")
+        assert process.wait() == 0
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    """A user without PyTorch learns what to install, in one line."""
+    code = (
+        "import importlib.util as u; find = u.find_spec;"
+        "u.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest);"
+        "from gateway.cli import main; main(['demo'])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert answer.stderr == "tensorgate: the demo needs torch: pip install 'tensorgate[demo]'\n"
