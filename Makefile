@@ -1,0 +1,51 @@
+# Each target does all its own set-up: a fresh machine needs Python 3.11 or newer with venv, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DECLARED := pyproject.toml clients/python/pyproject.toml constraints.txt
+
+.PHONY: help demo serve test lint format protos clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.demo  ## train, export, serve and measure a small model, in under a minute
+	@$(BIN)/tensorgate demo
+
+serve: $(VENV)/.demo  ## the same, and leave the server running on port 8001
+	@$(BIN)/tensorgate demo --keep --port 8001
+
+test: $(VENV)/.dev  ## run the test suite
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev  ## style, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## bring the source into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(VENV)/.dev  ## regenerate the Python stubs from protos/
+	$(BIN)/python protos/generate.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .venv-tritonclient demo-models minilm-models clients/node/node_modules
+
+$(BIN)/python:
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # knows dependency groups
+
+$(VENV)/.demo: $(DECLARED) | $(BIN)/python
+	@echo "installing tensorgate with PyTorch and ONNX Runtime (once; PyTorch is large)"
+	@$(INSTALL) --editable clients/python --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(DECLARED) | $(BIN)/python
+	@echo "installing what the tests and linters need (once)"
+	@$(INSTALL) --editable clients/python --editable '.[demo,minilm]' --group dev
+	@touch $@
