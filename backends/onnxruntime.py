@@ -39,6 +39,7 @@ _DTYPES: dict[str, Any] = {
 }
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy's buffer protocol cannot express
 
+_ENTRIES = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
 _LEVELS = {
     "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -56,8 +57,8 @@ class OnnxRuntimeBackend:
         execution_mode: 0 sequential (default), 1 parallel.
         graph_optimization_level: disable, basic, extended or all (default).
         enable_mem_arena, enable_mem_pattern: true (default) or false.
-        session.*, ep.*: any session configuration entry; `session.intra_op.allow_spinning` is 0 unless set here,
-            since spinning threads take the processor from the server's other work.
+        session.*, ep.*: any session configuration entry; `session.intra_op.allow_spinning` and its `inter_op` twin are
+            0 unless set here, since spinning threads take the processor from the server's other work.
     """
 
     def load(self, source: ModelSource) -> OnnxRuntimeModel:
@@ -69,10 +70,11 @@ class OnnxRuntimeBackend:
         if source.file is None:
             raise LoadError("backend 'onnxruntime' needs a model.onnx in the version folder")
         providers = _providers(source.parameters.get("execution_providers", "CPU"))
+        options = _session_options(source)
         try:
-            session = ort.InferenceSession(source.file, _session_options(source), providers=providers)
+            session = ort.InferenceSession(source.file, options, providers=providers)
         except Exception as error:  # the runtime raises a class of its own per status, none of them exported
-            raise LoadError(f"{source.file.name}: {error}") from error
+            raise LoadError(f"{source.file.name}: {' '.join(str(error).split())}") from error
         return OnnxRuntimeModel(session)
 
 
@@ -84,8 +86,10 @@ class OnnxRuntimeModel:
         self.signature = Signature.of(_specs(session.get_inputs()), _specs(session.get_outputs()))
         self._outputs = [spec.name for spec in self.signature.outputs]
         # numpy arrays of bfloat16 need OrtValues on the way in and out; everything else goes straight through.
-        specs = (*self.signature.inputs, *self.signature.outputs)
-        self._needs_values = any(spec.dtype == ml_dtypes.bfloat16 for spec in specs)
+        dtypes = {spec.dtype for spec in (*self.signature.inputs, *self.signature.outputs)}
+        self._needs_values = np.dtype(ml_dtypes.bfloat16) in dtypes
+        if self._needs_values and np.dtype(np.object_) in dtypes:
+            raise LoadError("onnxruntime takes no BF16 and string tensors in one call: cast to float in the model")
 
     def instance(self) -> OnnxRuntimeModel:
         """The model itself."""
@@ -119,17 +123,15 @@ def _session_options(source: ModelSource) -> ort.SessionOptions:
     options.inter_op_num_threads = whole_number(source, "inter_op_thread_count", 0)
     options.enable_cpu_mem_arena = switch(source, "enable_mem_arena", default=True)
     options.enable_mem_pattern = switch(source, "enable_mem_pattern", default=True)
-    if whole_number(source, "execution_mode", 0):
+    if switch(source, "execution_mode", default=False):
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     level = source.parameters.get("graph_optimization_level", "all").strip().lower()
     if level not in _LEVELS:
         raise LoadError(f"parameter 'graph_optimization_level': expected one of {', '.join(_LEVELS)}, got '{level}'")
     options.graph_optimization_level = _LEVELS[level]
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    for key, value in source.parameters.items():
-        if key.startswith(("session.", "ep.")):
-            options.add_session_config_entry(key, value)
+    own = {key: value for key, value in source.parameters.items() if key.startswith(("session.", "ep."))}
+    for key, value in {**_ENTRIES, **own}.items():
+        options.add_session_config_entry(key, value)
     return options
 
 
@@ -174,7 +176,7 @@ def _objects(elements: list[Any], shape: tuple[int, ...]) -> Array:
 
 def _to_value(array: Array) -> ort.OrtValue:
     if array.dtype == ml_dtypes.bfloat16:
-        bits = np.ascontiguousarray(array).view(np.uint16)
+        bits = np.asarray(array, order="C").view(np.uint16)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
     return ort.OrtValue.ortvalue_from_numpy(array)
 

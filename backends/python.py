@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping
-from importlib.machinery import ModuleSpec
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from typing import Any
 
 import numpy as np
@@ -30,28 +30,21 @@ class PythonBackend:
         Raises:
             LoadError: it does not import, has no class `Model`, or nothing declares its tensors.
         """
-        factory = _model_class(source)
+        module = _import(source)
         try:
-            inputs, outputs = _specs(factory, "inputs"), _specs(factory, "outputs")
-        except (TypeError, ValueError) as error:
-            raise LoadError(f"model.py: inputs and outputs are lists of (name, dtype, shape): {error}") from error
-        declared = source.declared
-        if (inputs or declared.inputs) and (outputs or declared.outputs):
-            signature = Signature.of(inputs, outputs) if inputs and outputs else declared
-            return PythonModel(factory, source, signature)
-        raise LoadError(
-            "nothing says what model.py takes and gives: add to the class\n"
-            '    inputs = [("NAME", "float32", (-1, 4))]\n'
-            '    outputs = [("NAME", "float32", (-1, 2))]\n'
-            "or declare input and output in config.pbtxt"
-        )
+            factory = _model_class(sys.modules[module])
+            return PythonModel(module, factory, source, _signature(factory, source.declared))
+        except BaseException:
+            _forget(module)
+            raise
 
 
 class PythonModel:
     """An imported `model.py`; each instance is an object of its class `Model`."""
 
-    def __init__(self, factory: type, source: ModelSource, signature: Signature) -> None:
+    def __init__(self, module: str, factory: type, source: ModelSource, signature: Signature) -> None:
         self.signature = signature
+        self._module = module
         self._factory = factory
         self._source = source
 
@@ -63,8 +56,8 @@ class PythonModel:
         return PythonInstance(model)
 
     def close(self) -> None:
-        """Forget the module, so that the next load reads the file again."""
-        _forget(self._factory.__module__)
+        """Forget the module and those beside it."""
+        _forget(self._module)
 
 
 class PythonInstance:
@@ -90,35 +83,61 @@ class PythonInstance:
             self._model.close()
 
 
-def _model_class(source: ModelSource) -> type:
+class _FreshLoader(SourceFileLoader):
+    """Compiles the source every time: cached bytecode is told from an edit only by whole seconds and the size."""
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        raise OSError(f"no bytecode for {path}")
+
+
+def _import(source: ModelSource) -> str:
+    """Import the source's file; the name it then has in `sys.modules`."""
     if source.file is None:
         raise LoadError("backend 'python' needs a model.py in the version folder")
+    folder, path = str(source.directory), str(source.file)
     # Two loads of one file may live side by side during a reload: each gets a module of its own.
-    name = f"tensorgate_model_{source.name}_{source.version}_{id(source):x}"
-    folder = str(source.directory)
-    spec = importlib.util.spec_from_file_location(name, source.file, submodule_search_locations=[folder])
-    if spec is None:
-        raise LoadError(f"{source.file.name} is not a Python file")
-    factory = getattr(_execute(spec), "Model", None)
-    if not isinstance(factory, type) or not callable(getattr(factory, "execute", None)):
-        raise LoadError("model.py needs a class named Model with a method execute(self, inputs)")
-    return factory
-
-
-def _execute(spec: ModuleSpec) -> object:
+    name = f"tensorgate_model_{source.name}_{source.version}_{id(source):x}".replace(".", "_")
+    loaders = (_FreshLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES)
+    sys.path_importer_cache[folder] = FileFinder(folder, *loaders)  # for the modules beside it
+    spec = importlib.util.spec_from_file_location(
+        name, path, loader=_FreshLoader(name, path), submodule_search_locations=[folder]
+    )
+    assert spec is not None  # noqa: S101  # a loader was given
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)  # type: ignore[union-attr]
-    except BaseException as error:
-        _forget(spec.name)
-        raise LoadError(f"model.py does not import: {type(error).__name__}: {error}") from error
-    return module
+    except BaseException as error:  # a model.py may even call sys.exit
+        _forget(name)
+        raise LoadError(f"{source.file.name} does not import: {type(error).__name__}: {error}") from error
+    return name
 
 
 def _forget(name: str) -> None:
     for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
         del sys.modules[module]
+
+
+def _model_class(module: object) -> type:
+    factory = getattr(module, "Model", None)
+    if not isinstance(factory, type) or not callable(getattr(factory, "execute", None)):
+        raise LoadError("model.py needs a class named Model with a method execute(self, inputs)")
+    return factory
+
+
+def _signature(factory: type, declared: Signature) -> Signature:
+    try:
+        inputs, outputs = _specs(factory, "inputs"), _specs(factory, "outputs")
+    except (TypeError, ValueError) as error:
+        raise LoadError(f"model.py: inputs and outputs are lists of (name, dtype, shape): {error}") from error
+    if not (inputs or declared.inputs) or not (outputs or declared.outputs):
+        raise LoadError(
+            "nothing says what model.py takes and gives: add to the class\n"
+            '    inputs = [("NAME", "float32", (-1, 4))]\n'
+            '    outputs = [("NAME", "float32", (-1, 2))]\n'
+            "or declare input and output in config.pbtxt"
+        )
+    return Signature.of(inputs or declared.inputs, outputs or declared.outputs) if inputs or outputs else declared
 
 
 def _specs(factory: type, attribute: str) -> list[TensorSpec]:

@@ -56,9 +56,9 @@ class BackendInfo:
             raise LoadError(f"backend '{self.name}' is not installed: {self.install_hint}")
         try:
             target = EntryPoint(self.name, self.target, GROUP).load()
-        except (ImportError, AttributeError) as error:
-            raise LoadError(f"backend '{self.name}' does not import: {error}") from error
-        return cast("Backend", target())
+            return cast("Backend", target())
+        except Exception as error:  # a runtime's libraries may fail in any way, and a plug-in is anybody's code
+            raise LoadError(f"backend '{self.name}' does not import: {type(error).__name__}: {error}") from error
 
 
 _BUILTIN = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Mapping
 
 import ml_dtypes
@@ -10,7 +10,10 @@ import numpy as np
 import torch
 
 from backends import torch_formats
-from backends.base import Array, InvalidInput, LoadError, ModelSource, Signature, whole_number
+from backends.base import Array, LoadError, ModelSource, Signature, whole_number
+from backends.torch_program import Program, first_line
+
+_DEFAULT_THREADS = torch.get_num_threads()
 
 
 class TorchBackend:
@@ -18,10 +21,11 @@ class TorchBackend:
 
     Parameters (all optional):
         device: "cpu" (default), "cuda" or "cuda:N".
-        intra_op_thread_count: threads one operator uses; 0 lets torch choose.
+        intra_op_thread_count: threads one operator of an instance uses; 0 (default) is torch's own choice.
 
-    Weights are tensors, never pickled code: `torch.load` is held to `weights_only`, which torch itself would give
-    up for some .pt2 files. Set TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 to trust the repository instead.
+    Pickles inside a file are held to tensors, which torch itself would give up for some .pt2 files; the environment
+    variable TORCH_FORCE_WEIGHTS_ONLY_LOAD=0 lets them run code. That makes no file safe that comes from a stranger: a
+    model is a program whatever its format, and an AOTInductor package is native code.
     """
 
     def load(self, source: ModelSource) -> TorchModel:
@@ -33,16 +37,15 @@ class TorchBackend:
         """
         if source.file is None:
             raise LoadError("backend 'torch' needs a model.pt2 or model.pt in the version folder")
-        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
         device = _device(source.parameters.get("device", "cpu"))
-        program = torch_formats.load(source, device)
-        return TorchModel(program, device, whole_number(source, "intra_op_thread_count", 0))
+        threads = whole_number(source, "intra_op_thread_count", 0) or _DEFAULT_THREADS
+        return TorchModel(torch_formats.load(source, device), device, threads)
 
 
 class TorchModel:
     """A loaded program, shared by its instances: its weights are only read."""
 
-    def __init__(self, program: torch_formats.Program, device: torch.device, threads: int) -> None:
+    def __init__(self, program: Program, device: torch.device, threads: int) -> None:
         self.signature: Signature = program.signature
         self._program = program
         self._device = device
@@ -50,8 +53,8 @@ class TorchModel:
 
     def instance(self) -> TorchInstance:
         """An instance whose thread uses the configured number of threads per operator."""
-        if self._threads:
-            torch.set_num_threads(self._threads)  # holds for the calling thread, which is the instance's own
+        # Holds for this thread and for those to come, hence set for each, wanted or not.
+        torch.set_num_threads(self._threads)
         return TorchInstance(self._program, self._device)
 
     def close(self) -> None:
@@ -61,7 +64,7 @@ class TorchModel:
 class TorchInstance:
     """Executes batches on the model's device."""
 
-    def __init__(self, program: torch_formats.Program, device: torch.device) -> None:
+    def __init__(self, program: Program, device: torch.device) -> None:
         self._program = program
         self._device = device
         self._inputs = [spec.name for spec in program.signature.inputs]
@@ -71,6 +74,7 @@ class TorchInstance:
         """Run the program in inference mode.
 
         Raises:
+            InvalidInput: a size is not one of those the program was exported for.
             ValueError: the program gave another number of tensors than its signature has.
         """
         with torch.inference_mode():
@@ -83,34 +87,26 @@ class TorchInstance:
 
 
 def to_tensor(array: Array, device: torch.device) -> torch.Tensor:
-    """A tensor of `array` on `device`.
-
-    Raises:
-        InvalidInput: torch has no tensors of this dtype.
-    """
+    """A tensor of `array` on `device`."""
     if array.dtype == ml_dtypes.bfloat16:
         return to_tensor(array.view(np.uint16), device).view(torch.bfloat16)
-    if array.dtype.hasobject:
-        raise InvalidInput("torch models take no BYTES tensors: put a `python` model in front")
     # A program may write into its inputs, and a read-only array is somebody else's memory.
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
 
 
 def to_array(tensor: torch.Tensor) -> Array:
     """An array of `tensor`, sharing its memory where that is on the CPU."""
-    tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
-        return to_array(tensor.contiguous().view(torch.uint16)).view(ml_dtypes.bfloat16)
-    return np.asarray(tensor.numpy())
+        return to_array(tensor.view(torch.uint16)).view(ml_dtypes.bfloat16)
+    return np.asarray(tensor.numpy(force=True))
 
 
 def _device(text: str) -> torch.device:
+    expected = f"parameter 'device': expected cpu, cuda or cuda:N, got '{text}'"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise LoadError(expected)
     try:
-        device = torch.device(text)
-        torch.empty(0, device=device)
+        torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise LoadError(
-            f"parameter 'device': expected cpu, cuda or cuda:N on this machine, got '{text}': {reason}"
-        ) from error
-    return device
+        raise LoadError(f"{expected}: {first_line(error)}") from error
+    return torch.device(text)
