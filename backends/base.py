@@ -143,6 +143,17 @@ class InvalidInput(BackendError):
     """A request's data is at fault; the message goes to the caller."""
 
 
+def require(inputs: Mapping[str, Array], names: Iterable[str]) -> None:
+    """Refuse inputs that lack one: config.pbtxt may call an input optional that the model cannot do without.
+
+    Raises:
+        InvalidInput: naming what is missing.
+    """
+    missing = [f"'{name}'" for name in names if name not in inputs]
+    if missing:
+        raise InvalidInput(f"input {', '.join(missing)} cannot be left out: the model needs it")
+
+
 def whole_number(source: ModelSource, key: str, default: int) -> int:
     """The parameter `key` as a number of at least 0.
 

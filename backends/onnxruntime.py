@@ -17,6 +17,7 @@ from backends.base import (
     ModelSource,
     Signature,
     TensorSpec,
+    require,
     switch,
     whole_number,
 )
@@ -84,6 +85,7 @@ class OnnxRuntimeModel:
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
         self.signature = Signature.of(_specs(session.get_inputs()), _specs(session.get_outputs()))
+        self._inputs = [spec.name for spec in self.signature.inputs]
         self._outputs = [spec.name for spec in self.signature.outputs]
         # numpy arrays of bfloat16 need OrtValues on the way in and out; everything else goes straight through.
         dtypes = {spec.dtype for spec in (*self.signature.inputs, *self.signature.outputs)}
@@ -99,8 +101,9 @@ class OnnxRuntimeModel:
         """Run the session; the runtime releases the GIL while it computes.
 
         Raises:
-            InvalidInput: a BYTES element is not UTF-8, which the runtime's strings are.
+            InvalidInput: a BYTES element is not UTF-8, which the runtime's strings are, or an input is missing.
         """
+        require(inputs, self._inputs)
         feed = {name: _decoded(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
         if self._needs_values:
             values = {name: _to_value(array) for name, array in feed.items()}

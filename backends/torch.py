@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from backends import torch_formats
-from backends.base import Array, LoadError, ModelSource, Signature, whole_number
+from backends.base import Array, LoadError, ModelSource, Signature, require, whole_number
 from backends.torch_program import Program, first_line
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -74,9 +74,10 @@ class TorchInstance:
         """Run the program in inference mode.
 
         Raises:
-            InvalidInput: a size is not one of those the program was exported for.
+            InvalidInput: a size is not one of those the program was exported for, or an input is missing.
             ValueError: the program gave another number of tensors than its signature has.
         """
+        require(inputs, self._inputs)
         with torch.inference_mode():
             results = self._program.run([to_tensor(inputs[name], self._device) for name in self._inputs])
             arrays = [to_array(result) for result in results]

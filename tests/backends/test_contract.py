@@ -18,7 +18,7 @@ from support.models import RepositoryBuilder, onnx_model, save_exported, save_to
 from support.server import serving
 from torch import nn
 
-from backends.base import LoadError, Model, Signature, TensorSpec
+from backends.base import InvalidInput, LoadError, Model, Signature, TensorSpec
 from backends.registry import Registry
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -200,3 +200,11 @@ def test_third_party_backend_in_a_server(repository: RepositoryBuilder, third_pa
     assert {model.name: model.reason for model in index if model.state != "READY"} == {
         "damaged": "ValueError: could not convert string to float: 'three'"
     }
+
+
+@pytest.mark.parametrize("filename", ["model.onnx", "model.pt2"])
+def test_an_input_the_model_needs(filename: str, load: Any, execute: Any) -> None:
+    """A caller who leaves out an input that config.pbtxt wrongly calls optional is told that the model needs it."""
+    write = _onnx if filename == "model.onnx" else lambda path: save_exported(Double(), path, torch.zeros(2, 4))
+    with pytest.raises(InvalidInput, match="input 'x' cannot be left out: the model needs it"):
+        execute(load(filename, write))
