@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from gateway import settings
 
@@ -27,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     run: Command = parsed.run
     del parsed.run
-    code = run(parsed)
+    try:
+        code = run(parsed)
+    except KeyboardInterrupt:  # before the server took the signal over
+        code = 128 + signal.SIGINT
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: a model stuck in native code must not keep a drained server from ending.
@@ -57,6 +62,7 @@ def _add_serve(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
 
 
 def _serve(chosen: settings.Settings) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of its own log we say ourselves, in plain words
     from gateway import server  # noqa: PLC0415  # grpc takes a moment to import, which --help need not wait for
 
     try:
@@ -93,11 +99,13 @@ def _add_demo(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
         "demo", help="train a small model, serve it on every installed backend and measure it, in under a minute"
     )
     parser.add_argument("--keep", action="store_true", help="leave the server running and say how to call it")
+    parser.add_argument("--directory", type=Path, default=Path("demo-models"), help="model repository to write")
+    parser.add_argument("--port", type=int, default=0, help="port to serve on (default: a free one)")
 
     def run(parsed: Namespace) -> int:
-        from gateway import demo  # noqa: PLC0415  # needs the extra `demo`
+        from gateway import demo  # noqa: PLC0415  # grpc takes a moment to import
 
-        return demo.run(keep=parsed.keep)
+        return demo.run(parsed.directory, port=parsed.port, keep=parsed.keep)
 
     parser.set_defaults(run=run)
 

@@ -14,9 +14,11 @@ from gateway.model_config import Declared, check, parse_json, parse_text
 
 CONFIG = "config.pbtxt"
 
-Fingerprint = tuple[tuple[str, int, int], ...]
+Mark = tuple[str, int, int]
+Fingerprint = tuple[Mark, ...]
 
-_BAD_LINK = -1
+_PROBLEM = -1
+_LONGEST_NAME = 255  # bytes; file systems take no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,22 @@ class ModelFolder:
 
 
 def model_names(root: Path) -> list[str]:
-    """The repository's model folders, sorted; hidden ones are not models."""
-    return sorted(entry.name for entry in os.scandir(root) if not entry.name.startswith(".") and entry.is_dir())
+    """The repository's model folders, sorted; hidden ones, and names that no request may carry, are not models.
+
+    A link to nowhere counts: it was meant to be a model, and listing it says why it is none.
+    """
+    return sorted(entry.name for entry in os.scandir(root) if _is_name(entry.name) and has(root, entry.name))
+
+
+def has(root: Path, name: str) -> bool:
+    """Whether the repository has a model folder of that name, or a link in its place that leads nowhere."""
+    path = root / name
+    return os.path.isdir(path) or (path.is_symlink() and not os.path.exists(path))  # noqa: PTH110, PTH112  # no raising
 
 
 def hint_if_model(root: Path) -> str:
     """A sentence for the user who pointed at a model instead of at the folder around it, else ""."""
-    if (root / CONFIG).is_file() or any(_version(entry.name) for entry in os.scandir(root) if entry.is_dir()):
+    if (root / CONFIG).is_file() or any(_version(entry.name) for entry in os.scandir(root) if _is_folder(entry)):
         return f"{root} looks like one model; a repository is the folder around it: {root.parent}"
     return ""
 
@@ -61,10 +72,15 @@ def check_name(name: str) -> None:
     """Refuse a model name that could be anything but a folder of the repository.
 
     Raises:
-        InvalidRequest: it has a path separator or control character, or is hidden or empty.
+        InvalidRequest: it has a path separator or control character, or is hidden, empty or longer than file names are.
     """
-    if not name or name.startswith(".") or not name.isprintable() or "/" in name or "\\" in name:
-        raise InvalidRequest(f"model name {name!r}: expected the name of a folder in the model repository")
+    if not _is_name(name):
+        raise InvalidRequest(f"model name {name[:100]!r}: expected the name of a folder in the model repository")
+
+
+def _is_name(name: str) -> bool:
+    plain = name.isprintable() and not name.startswith(".") and "/" not in name and "\\" not in name
+    return plain and 0 < len(name.encode()) <= _LONGEST_NAME
 
 
 def read(root: Path, name: str, mark: Fingerprint, config_override: str = "") -> ModelFolder:
@@ -80,17 +96,16 @@ def read(root: Path, name: str, mark: Fingerprint, config_override: str = "") ->
         LoadError: the configuration does not hold, no version is there, or a link leads out of the repository.
     """
     for text, changed, _ in mark:
-        if changed == _BAD_LINK:
+        if changed == _PROBLEM:
             raise LoadError(text)
     path = root / name
     declared = parse_json(config_override) if config_override else _read_config(path / CONFIG)
-    check(declared.proto, name)
-    available = sorted(filter(None, (_version(entry.name) for entry in os.scandir(path) if entry.is_dir())))
+    check(declared, name)
+    available = sorted(filter(None, (_version(entry.name) for entry in os.scandir(path) if _is_folder(entry))))
     if not available:
         raise LoadError(f"no version folder: expected a number with the model in it, as {name}/1/model.onnx")
-    return ModelFolder(
-        name, path, declared, tuple(_choose(declared, available)), (*mark, (f"override {config_override}", 0, 0))
-    )
+    shared = (*mark, (f"override {config_override}", 0, 0)) if config_override else mark
+    return ModelFolder(name, path, declared, tuple(_choose(declared, available)), shared)
 
 
 def fingerprints(root: Path) -> dict[str, Fingerprint]:
@@ -101,30 +116,43 @@ def fingerprints(root: Path) -> dict[str, Fingerprint]:
 def fingerprint(root: Path, name: str) -> Fingerprint:
     """Names, times of change (ns) and sizes (bytes) of all files of a model, links followed.
 
-    A link that leads out of the repository, or nowhere, stands in it as a sentence at the time `_BAD_LINK`.
+    What cannot be served, as a link leading out of the repository, stands in it as a sentence at the time `_PROBLEM`.
     """
     path = root / name
     real_root = root.resolve()
-    marks: list[tuple[str, int, int]] = []
-    seen: set[Path] = set()
-    pending = [path]
+    marks: list[Mark] = []
+    pending: list[tuple[Path, tuple[Path, ...]]] = [(path, ())]
     while pending:
-        folder = pending.pop()
-        if (problem := _bad_link(folder, real_root)) or folder.resolve() in seen:
-            marks += [(problem, _BAD_LINK, 0)] if problem else []
+        folder, around = pending.pop()
+        if problem := _bad_link(folder, real_root):
+            marks.append((problem, _PROBLEM, 0))
             continue
-        seen.add(folder.resolve())
-        for entry in os.scandir(folder):
-            if entry.name == "__pycache__":  # written by loading a model.py, which must not look like a change
-                continue
-            if entry.is_symlink() and (problem := _bad_link(Path(entry.path), real_root)):
-                marks.append((problem, _BAD_LINK, 0))
-            elif entry.is_dir():
-                pending.append(Path(entry.path))
-            else:
-                stat = entry.stat()
-                marks.append((os.path.relpath(entry.path, path), stat.st_mtime_ns, stat.st_size))
+        real = folder.resolve()
+        if real in around:  # a link to a folder that it lies in
+            continue
+        try:
+            for entry in os.scandir(folder):
+                if _is_folder(entry) and entry.name != "__pycache__":  # loading a model.py writes that: no change
+                    pending.append((Path(entry.path), (*around, real)))
+                    marks.append((os.path.relpath(entry.path, path), 0, 0))
+                elif not _is_folder(entry):
+                    marks += _file_marks(entry, path, real_root)
+        except OSError as error:
+            marks.append((f"{os.path.relpath(folder, root)}: {error.strerror}", _PROBLEM, 0))
     return tuple(sorted(marks))
+
+
+def _file_marks(entry: os.DirEntry[str], path: Path, real_root: Path) -> list[Mark]:
+    problem = _bad_link(Path(entry.path), real_root) if entry.is_symlink() else ""
+    if entry.name.startswith(".") and problem != _leads_out(entry.name):
+        return []  # an editor's swap file, or its lock: a link that leads nowhere
+    if problem:
+        return [(problem, _PROBLEM, 0)]
+    try:
+        stat = entry.stat()
+    except FileNotFoundError:  # gone since: not a change worth a failure
+        return []
+    return [(os.path.relpath(entry.path, path), stat.st_mtime_ns, stat.st_size)]
 
 
 def source(folder: ModelFolder, version: int, registry: Registry) -> tuple[BackendInfo, ModelSource]:
@@ -138,9 +166,12 @@ def source(folder: ModelFolder, version: int, registry: Registry) -> tuple[Backe
         raise LoadError(f"version_policy asks for version {version}, but there is no folder {folder.name}/{version}")
     config = folder.declared.proto
     filenames = {entry.name for entry in os.scandir(directory) if not entry.name.startswith(".")}
-    named = config.backend or config.platform
-    info = registry.info(named) if named else registry.for_files(filenames)
-    expected = (config.default_model_filename,) if config.default_model_filename else info.filenames
+    filename = config.default_model_filename
+    if named := config.backend or config.platform:
+        info = registry.info(named)
+    else:  # a file of another name shows its backend by its suffix alone
+        info = registry.for_files({f"model{Path(filename).suffix}"} if filename else filenames)
+    expected = (filename,) if filename else info.filenames
     file = next((name for name in expected if name in filenames), None)
     if expected and file is None:
         found = ", ".join(sorted(filenames)) or "an empty folder"
@@ -178,10 +209,21 @@ def _version(name: str) -> int | None:
     return int(name) if name.isdecimal() and name.isascii() and name[0] != "0" and len(name) < 19 else None
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
 def _bad_link(path: Path, real_root: Path) -> str:
     """What is wrong with where a path really leads, or ""."""
     try:
         inside = path.resolve(strict=True).is_relative_to(real_root)
     except (OSError, RuntimeError):  # RuntimeError: a loop of links
         return f"{path.name}: the link leads nowhere"
-    return "" if inside else f"{path.name}: the link leads out of the model repository"
+    return "" if inside else _leads_out(path.name)
+
+
+def _leads_out(name: str) -> str:
+    return f"{name}: the link leads out of the model repository"

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from backends import base
 from backends.base import Array, InvalidInput, LoadError
@@ -38,13 +37,13 @@ class ServedModel:
         self.max_batch_size: int = config.max_batch_size
         self._model = model
         self._instances = instances
-        self._idle: asyncio.Queue[Instance] = asyncio.Queue()
-        for instance in instances:
-            self._idle.put_nowait(instance)
+        self._idle = list(instances)
+        # First come, first served, even against a newcomer: `aclose` queues behind the last request.
+        self._turns = asyncio.Semaphore(len(instances))
         self._closing = False
 
     def __repr__(self) -> str:
-        busy = len(self._instances) - self._idle.qsize()
+        busy = len(self._instances) - len(self._idle)
         return f"<ServedModel {self.name}/{self.version} instances={len(self._instances)} busy={busy}>"
 
     async def infer(self, request: InferenceRequest) -> Mapping[str, Array]:
@@ -70,11 +69,16 @@ class ServedModel:
         return wire
 
     async def _run(self, batch: Batch) -> Mapping[str, Array]:
-        instance = await self._idle.get()
+        await self._turns.acquire()
+        instance = self._idle.pop()
         running = instance.run(batch)
         # A cancelled caller leaves at once; its instance is busy until the backend is through.
-        running.add_done_callback(lambda _: self._idle.put_nowait(instance))
+        running.add_done_callback(lambda _: self._release(instance))
         return await asyncio.shield(running)
+
+    def _release(self, instance: Instance) -> None:
+        self._idle.append(instance)
+        self._turns.release()
 
     def _checked(self, outputs: Mapping[str, Array], names: Sequence[str]) -> Mapping[str, Array]:
         """The named outputs, once the backend is known to have kept its own promises about them."""
@@ -94,11 +98,8 @@ class ServedModel:
         """Refuse new requests, let those under way finish, free the model."""
         self._closing = True
         for _ in self._instances:
-            await self._idle.get()
-        for instance in self._instances:
-            with suppress(Exception):
-                await instance.aclose()
-        self._model.close()
+            await self._turns.acquire()
+        await _free(self.name, self._instances, self._model)
 
 
 async def load(
@@ -108,12 +109,13 @@ async def load(
 
     Raises:
         LoadError: with the reason in one message; nothing is left behind.
+        CancelledError: the server is going down. What the backend is busy with is left to end with the process.
     """
-    info, source = await asyncio.to_thread(layout.source, folder, version, registry)
     worker = Worker(f"{folder.name}/{version}#0")
     instances: list[ThreadInstance] = []
     model: base.Model | None = None
     try:
+        info, source = await worker.submit(lambda: layout.source(folder, version, registry))
         model = await worker.submit(lambda: registry.backend(info).load(source))
         config = model_config.complete(folder.declared, _normalised(model.signature), default_max_batch_size)
         _name(config, folder.name, info.name, source.file.name if source.file else "")
@@ -124,25 +126,30 @@ async def load(
         served = ServedModel(version, config, info.platform or info.name, instances, model)
         for instance in instances:
             await warmup.run(served, instance, folder.path)
-    except BaseException as error:
-        await _undo(worker, instances, model)
-        if not isinstance(error, Exception):
-            raise
+    except Exception as error:
         _log.debug("model %s version %d does not load", folder.name, version, exc_info=error)
-        reason = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
-        # RepositoryIndex shows the reason to clients, whom this machine's paths do not concern.
-        raise LoadError(reason.replace(f"{folder.path.parent}/", "")) from error
+        await _free(folder.name, instances, model)
+        worker.stop()
+        raise LoadError(str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}") from error
     return served
 
 
-async def _undo(worker: Worker, instances: Sequence[Instance], model: base.Model | None) -> None:
+async def _free(name: str, instances: Sequence[Instance], model: base.Model | None) -> None:
+    """Close what a model holds, whatever its own `close` methods do."""
     for instance in instances:
-        with suppress(Exception):
+        try:
             await instance.aclose()
-    if model is not None:
-        with suppress(Exception):
-            model.close()
-    worker.stop()
+        except Exception:
+            _log.warning("model %s: an instance failed to close", name, exc_info=True)
+    if model is None:
+        return
+    worker = Worker(f"{name} close")  # freeing weights can take a while, which the event loop does not have
+    try:
+        await worker.submit(model.close)
+    except Exception:
+        _log.warning("model %s failed to close", name, exc_info=True)
+    finally:
+        worker.stop()
 
 
 def _normalised(signature: base.Signature) -> base.Signature:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from tensorgate_client.wire import model_config_pb2 as pb
 
 Tensor = pb.ModelInput | pb.ModelOutput
 
-_BATCH_STATED = re.compile(r"(?m)^[^#\n]*\bmax_batch_size\s*:")
+_UNSTATED = -(2**31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,12 @@ class Declared:
     Attributes:
         proto: the configuration as written.
         states_batch: whether it says `max_batch_size`; proto3 cannot tell an explicit 0 from silence.
+        origin: where it was written, for messages.
     """
 
     proto: pb.ModelConfig
     states_batch: bool = False
+    origin: str = "config.pbtxt"
 
     @property
     def signature(self) -> Signature:
@@ -54,9 +56,11 @@ def parse_text(text: str) -> Declared:
         LoadError: it does not parse; the message has line and column.
     """
     try:
-        return Declared(text_format.Parse(text, pb.ModelConfig()), bool(_BATCH_STATED.search(text)))
+        proto = text_format.Parse(text, pb.ModelConfig())
     except text_format.ParseError as error:
         raise LoadError(f"config.pbtxt: {error}") from error
+    probe = text_format.Merge(text, pb.ModelConfig(max_batch_size=_UNSTATED))
+    return Declared(proto, probe.max_batch_size != _UNSTATED)
 
 
 def parse_json(text: str) -> Declared:
@@ -67,33 +71,50 @@ def parse_json(text: str) -> Declared:
     """
     try:
         fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise LoadError(f'{_PARAMETER}: expected a JSON object, as {{"max_batch_size": 8}}')
         proto = json_format.ParseDict(fields, pb.ModelConfig())
-    except (ValueError, TypeError, json_format.ParseError) as error:
-        raise LoadError(f"config parameter: {error}") from error
-    return Declared(proto, "max_batch_size" in fields or "maxBatchSize" in fields)
+    except (ValueError, json_format.ParseError) as error:
+        raise LoadError(f"{_PARAMETER}: {' '.join(str(error).split())}") from error
+    return Declared(proto, "max_batch_size" in fields or "maxBatchSize" in fields, _PARAMETER)
 
 
-def check(config: pb.ModelConfig, name: str) -> None:
+_PARAMETER = "config parameter"
+
+
+def check(declared: Declared, name: str) -> None:
     """Refuse what would change the model's meaning if it were ignored.
 
     Raises:
         LoadError: naming the field and what to do about it.
     """
+    with _blaming(declared):
+        _check(declared.proto, name)
+
+
+@contextmanager
+def _blaming(declared: Declared) -> Iterator[None]:
+    """Say where the faulty configuration was written."""
+    try:
+        yield
+    except LoadError as error:
+        raise LoadError(f"{declared.origin}: {error}") from error
+
+
+def _check(config: pb.ModelConfig, name: str) -> None:
     if config.name and config.name != name:
-        raise LoadError(
-            f"config.pbtxt: name is '{config.name}', the folder is '{name}': make them equal or leave name out"
-        )
+        raise LoadError(f"name is '{config.name}', the folder is '{name}': make them equal or leave name out")
     if config.max_batch_size < 0:
-        raise LoadError(f"config.pbtxt: max_batch_size is {config.max_batch_size}, expected 0 or more")
+        raise LoadError(f"max_batch_size is {config.max_batch_size}, expected 0 or more")
     unsupported = [field for field, used in _unsupported(config) if used]
     if unsupported:
-        raise LoadError(f"config.pbtxt: not supported: {', '.join(unsupported)}")
+        raise LoadError(f"not supported: {', '.join(unsupported)}")
     for group in config.instance_group:
         if group.kind in (pb.ModelInstanceGroup.KIND_GPU, pb.ModelInstanceGroup.KIND_MODEL):
             kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
-            raise LoadError(f"config.pbtxt: instance_group {kind} is not supported: use KIND_CPU or KIND_AUTO")
+            raise LoadError(f"instance_group {kind} is not supported: use KIND_CPU or KIND_AUTO")
         if group.count < 0:
-            raise LoadError(f"config.pbtxt: instance_group count is {group.count}, expected 1 or more")
+            raise LoadError(f"instance_group count is {group.count}, expected 1 or more")
     for kind, tensors in (("input", config.input), ("output", config.output)):
         _check_tensors(kind, tensors)
 
@@ -102,6 +123,7 @@ def _unsupported(config: pb.ModelConfig) -> Iterable[tuple[str, bool]]:
     yield "ensemble_scheduling", config.HasField("ensemble_scheduling") or config.platform == "ensemble"
     yield "sequence_batching", config.HasField("sequence_batching")
     yield "model_transaction_policy { decoupled: true }", config.model_transaction_policy.decoupled
+    yield "model_repository_agents", config.HasField("model_repository_agents")
     yield "batch_input", bool(config.batch_input)
     yield "batch_output", bool(config.batch_output)
     yield "model_operations", config.HasField("model_operations")
@@ -116,19 +138,16 @@ def _check_tensors(kind: str, tensors: Iterable[Tensor]) -> None:
     names: set[str] = set()
     for tensor in tensors:
         if not tensor.name or tensor.name in names:
-            raise LoadError(
-                f"config.pbtxt: {kind} name '{tensor.name}' is {'missing' if not tensor.name else 'taken twice'}"
-            )
+            raise LoadError(f"{kind} name '{tensor.name}' is {'missing' if not tensor.name else 'taken twice'}")
         names.add(tensor.name)
         if tensor.data_type == pb.TYPE_INVALID:
-            raise LoadError(f"config.pbtxt: {kind} '{tensor.name}' has no data_type, expected one such as TYPE_FP32")
-        if any(size < 1 and size != -1 for size in tensor.dims):
-            raise LoadError(
-                f"config.pbtxt: {kind} '{tensor.name}' dims {_shown(tensor.dims)}: expected sizes above 0 or -1 (any)"
-            )
+            raise LoadError(f"{kind} '{tensor.name}' has no data_type, expected one such as TYPE_FP32")
+        for field, sizes in (("dims", tensor.dims), ("reshape", tensor.reshape.shape)):
+            if any(size < 1 and size != -1 for size in sizes):
+                raise LoadError(f"{kind} '{tensor.name}' {field} {_shown(sizes)}: expected sizes above 0 or -1 (any)")
         if tensor.HasField("reshape") and _fixed(tensor.dims) != _fixed(tensor.reshape.shape):
             raise LoadError(
-                f"config.pbtxt: {kind} '{tensor.name}' cannot reshape {_shown(tensor.dims)} "
+                f"{kind} '{tensor.name}' cannot reshape {_shown(tensor.dims)} "
                 f"to {_shown(tensor.reshape.shape)}: the number of elements differs"
             )
 
@@ -152,6 +171,11 @@ def complete(declared: Declared, signature: Signature, default_max_batch_size: i
     Raises:
         LoadError: the two contradict each other; the message says which line to change.
     """
+    with _blaming(declared):
+        return _complete(declared, signature, default_max_batch_size)
+
+
+def _complete(declared: Declared, signature: Signature, default_max_batch_size: int) -> pb.ModelConfig:
     config = pb.ModelConfig()
     config.CopyFrom(declared.proto)
     config.max_batch_size = _batch_size(declared, signature, default_max_batch_size)
@@ -159,7 +183,7 @@ def complete(declared: Declared, signature: Signature, default_max_batch_size: i
     _complete_tensors("output", config.output, signature.outputs, config.max_batch_size)
     missing = {spec.name for spec in signature.inputs} - {tensor.name for tensor in config.input}
     if missing:
-        raise LoadError(f"config.pbtxt: the model also has input {_quoted(missing)}: declare all inputs or none")
+        raise LoadError(f"the model also has input {_quoted(missing)}: declare all inputs or none")
     return config
 
 
@@ -170,15 +194,11 @@ def _batch_size(declared: Declared, signature: Signature, default: int) -> int:
         return default if signature.max_batch_size == UNBOUNDED else min(default, signature.max_batch_size)
     size = declared.proto.max_batch_size
     if size and not signature.max_batch_size:
-        fixed = next(s for s in (*signature.inputs, *signature.outputs) if s.shape[:1] != (-1,))
-        raise LoadError(
-            f"config.pbtxt: max_batch_size is {size}, but the model does not batch: the first dimension of "
-            f"'{fixed.name}' {_shown(fixed.shape)} is fixed; say max_batch_size: 0"
-        )
+        fixed = (s for s in (*signature.inputs, *signature.outputs) if s.shape[:1] != (-1,))
+        why = next((f": the first dimension of '{s.name}' {_shown(s.shape)} is fixed" for s in fixed), "")
+        raise LoadError(f"max_batch_size is {size}, but the model does not batch{why}; say max_batch_size: 0")
     if size > signature.max_batch_size > 0:
-        raise LoadError(
-            f"config.pbtxt: max_batch_size is {size}, but the model was built for at most {signature.max_batch_size}"
-        )
+        raise LoadError(f"max_batch_size is {size}, but the model was built for at most {signature.max_batch_size}")
     return size
 
 
@@ -193,17 +213,17 @@ def _complete_tensors(kind: str, tensors: Any, specs: Sequence[TensorSpec], batc
     for tensor in tensors:
         spec = known.get(tensor.name)
         if spec is None:
-            raise LoadError(f"config.pbtxt: the model has no {kind} '{tensor.name}': expected {_quoted(known)}")
+            raise LoadError(f"the model has no {kind} '{tensor.name}': expected {_quoted(known)}")
         wanted, found = _declared_spec(tensor, batch), datatype_of(spec.dtype)
         if datatype_of(wanted.dtype) != found:
-            raise LoadError(f"config.pbtxt: {kind} '{tensor.name}' is TYPE_{_config_name(found)} in the model")
+            line = f"data_type: TYPE_{_config_name(found)}"
+            raise LoadError(f"{kind} '{tensor.name}' is {datatype_of(wanted.dtype)}, {found} in the model: say {line}")
         if not _fits(wanted.shape, spec.shape):
-            hint = ""
+            hint = f"say dims: {_shown(spec.shape[1:] if batch else spec.shape)}"
             if not batch and (-1, *wanted.shape) == spec.shape:
-                hint = "; the first is the batch dimension: add max_batch_size: 32 (or another limit)"
-            raise LoadError(
-                f"config.pbtxt: {kind} '{tensor.name}' {_shown(wanted.shape)}: the model has {_shown(spec.shape)}{hint}"
-            )
+                hint = "the first is the batch dimension, add max_batch_size: 32 (or another limit)"
+            shapes = f"is {_shown(wanted.shape)}, {_shown(spec.shape)} in the model"
+            raise LoadError(f"{kind} '{tensor.name}' {shapes}: {hint}")
 
 
 def _fits(wanted: Sequence[int], model: Sequence[int]) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from backends.base import LoadError
 from backends.registry import Registry
@@ -40,6 +41,11 @@ class Version:
     reason: str = ""
     model: ServedModel | None = None
     fingerprint: layout.Fingerprint = ()
+
+    def fail(self, reason: str) -> None:
+        """Note why it did not load; what served before serves on."""
+        self.state = State.READY if self.model else State.UNAVAILABLE
+        self.reason = f"reload failed, the former one serves on: {reason}" if self.model else reason
 
 
 @dataclass(slots=True)
@@ -73,7 +79,9 @@ class Repository:
         self._entries: dict[str, Entry] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._load_slots = asyncio.Semaphore(_LOADS_AT_ONCE)
+        self._changing: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def __repr__(self) -> str:
         ready = sum(entry.latest is not None for entry in self._entries.values())
@@ -83,7 +91,8 @@ class Repository:
         """How many models serve and which do not, in a line."""
         failed = [name for name, entry in sorted(self._entries.items()) if entry.reason]
         ready = sum(entry.latest is not None for entry in self._entries.values())
-        return f"{ready} models ready" + (f", {len(failed)} with errors: {', '.join(failed)}" if failed else "")
+        errors = f", {len(failed)} with errors: {', '.join(failed)}" if failed else ""
+        return f"{ready} model{'s' * (ready != 1)} ready{errors}"
 
     def find(self, name: str, version: str = "") -> ServedModel:
         """The model that answers for a name and version; the latest ready version if none is given.
@@ -115,9 +124,9 @@ class Repository:
         if versions and all(version.reason == _UNLOADED for version in versions):
             return ModelNotFound(name, number)
         subject = f"model '{name}'" + (f" version {number}" if number else "")
-        if self._entries[name].reason or any(version.state is State.UNAVAILABLE for version in versions):
-            return ModelNotReady(f"{subject} failed to load: RepositoryIndex and the server's log have the reason")
-        return ModelNotReady(f"{subject} is loading: try again shortly")
+        if any(version.state is State.LOADING for version in versions) or not (versions or self._entries[name].reason):
+            return ModelNotReady(f"{subject} is loading: try again shortly")
+        return ModelNotReady(f"{subject} failed to load: RepositoryIndex and the server's log have the reason")
 
     def ready_versions(self, name: str) -> list[str]:
         """The versions of a model that answer requests, ascending."""
@@ -136,29 +145,40 @@ class Repository:
                 rows.append((name, str(number), version.state, version.reason))
         return rows
 
-    async def load_all(self) -> None:
-        """Load every model of the folder; what fails is listed with its reason."""
-        await self._load_each(layout.model_names(self._root))
-
-    async def load_named(self, names: Iterable[str]) -> None:
-        """Load some models at start, '*' for all of them; what fails is listed with its reason."""
+    async def announce(self, names: Iterable[str]) -> list[str]:
+        """The models to load at start, '*' for all; from now on an early caller learns that they are loading."""
         wanted = set(names)
         if "*" in wanted:
-            wanted |= set(layout.model_names(self._root))
-        await self._load_each(sorted(wanted - {"*"}))
-
-    async def _load_each(self, names: Iterable[str]) -> None:
-        async def one(name: str) -> None:
-            with suppress(ModelLoadFailed, ModelNotFound, InvalidRequest):  # logged, and listed by `index`
-                await self.load(name)
-
-        names = list(names)
-        for name in names:  # known from here on: a caller who is early learns that it loads
+            wanted |= set(await asyncio.to_thread(layout.model_names, self._root))
+        chosen = []
+        for name in sorted(wanted - {"*"}):
+            try:
+                layout.check_name(name)
+            except InvalidRequest as error:
+                _log.error("%s", error)
+                continue
+            chosen.append(name)
             self._entries.setdefault(name, Entry())
+            await self._on_ready(name, False)  # noqa: FBT003
+        return chosen
+
+    async def load_each(self, names: Iterable[str]) -> None:
+        """Load several models; what fails is listed with its reason."""
+
+        async def one(name: str) -> None:
+            try:
+                await self.load(name)
+            except (ModelLoadFailed, ModelNotReady):  # logged, and listed by `index`
+                pass
+            except ModelNotFound:
+                _log.error("model %s: no such folder in the model repository", name)
+
         await asyncio.gather(*(one(name) for name in names))
 
     async def load(self, name: str, config_override: str = "") -> None:
         """Load a model, or what has changed of it. Whatever served before serves until its successor is ready.
+
+        A caller who leaves early does not stop it.
 
         Args:
             name: a folder of the repository.
@@ -168,34 +188,55 @@ class Repository:
             ModelNotFound: there is no such folder.
             InvalidRequest: the name cannot be a folder's.
             ModelLoadFailed: the model or one of its versions does not load; the message has the reason.
+            ModelNotReady: the server is going down.
         """
         layout.check_name(name)
+        if name not in self._entries and not layout.has(self._root, name):
+            raise ModelNotFound(name)
+        await self._change(self._load_or_reload(name, config_override))
+
+    async def _change(self, change: Coroutine[Any, Any, None]) -> None:
+        """Carry out a change to its end, also when the caller does not wait for it."""
+        task = asyncio.create_task(change)
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        if self._closed:
+            task.cancel()
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise ModelNotReady("the server is shutting down") from None
+            raise
+
+    async def _load_or_reload(self, name: str, config_override: str) -> None:
         async with self._locks[name], self._load_slots:
-            if not (self._root / name).is_dir():
-                self._entries.pop(name, None)
-                _log.error("model %s: no such folder in the model repository", name)
-                raise ModelNotFound(name)
             entry = self._entries.setdefault(name, Entry())
-            try:
-                entry.reason = await self._load(entry, name, config_override)
-            except Exception as error:  # whatever one model brings about, the others are served
-                _log.exception("model %s", name)
-                entry.reason = f"{type(error).__name__}: {error}"
+            entry.reason = await self._load(entry, name, config_override)
+            if entry.latest is None and not layout.has(self._root, name):
+                del self._entries[name]
             await self._on_ready(name, entry.latest is not None)
+        if name not in self._entries:
+            raise ModelNotFound(name)
         if entry.reason:
             raise ModelLoadFailed(f"failed to load '{name}': {entry.reason}")
 
     async def _load(self, entry: Entry, name: str, config_override: str) -> str:
         """Bring `entry` up to date with its folder; what went wrong, or ""."""
-        entry.fingerprint = await asyncio.to_thread(layout.fingerprint, self._root, name)
         try:
+            entry.fingerprint = await asyncio.to_thread(layout.fingerprint, self._root, name)
             folder = await asyncio.to_thread(layout.read, self._root, name, entry.fingerprint, config_override)
-        except (LoadError, OSError) as error:
-            _log.error("model %s: %s", name, error)
-            return str(error)
+        except Exception as error:  # whatever one model brings about, the others are served
+            reason = self._reason(error)
+            for version in entry.versions.values():
+                version.fail(reason)
+            _log.error("model %s: %s", name, reason, exc_info=_unforeseen(error))
+            return reason
         failures = [await self._load_version(entry, folder, number) for number in folder.versions]
+        failed = any(failures)
         for number in set(entry.versions) - set(folder.versions):
-            self._replace(entry, number, None)
+            if not (failed and entry.versions[number].model):  # a broken new version does not end the old one's service
+                self._replace(entry, number, None)
         return "; ".join(filter(None, failures))
 
     async def _load_version(self, entry: Entry, folder: layout.ModelFolder, number: int) -> str:
@@ -204,19 +245,24 @@ class Repository:
         current = entry.versions.setdefault(number, Version())
         if current.model and not current.reason and current.fingerprint == fingerprint:
             return ""
-        current.state = State.READY if current.model else State.LOADING
+        if not current.model:
+            current.state, current.reason = State.LOADING, ""
         started = time.monotonic()
         try:
             model = await load(folder, number, self._registry, self._default_max_batch_size)
-        except LoadError as error:
-            current.reason = f"reload failed, the former one serves on: {error}" if current.model else str(error)
-            current.state = State.READY if current.model else State.UNAVAILABLE
-            _log.error("model %s version %d: %s", folder.name, number, current.reason)
-            return f"version {number}: {error}"
+        except Exception as error:
+            current.fail(reason := self._reason(error))
+            _log.error("model %s version %d: %s", folder.name, number, current.reason, exc_info=_unforeseen(error))
+            return f"version {number}: {reason}"
         seconds = time.monotonic() - started
         _log.info("model %s version %d ready in %.1f s on %s", folder.name, number, seconds, model.config.backend)
         self._replace(entry, number, Version(State.READY, model=model, fingerprint=fingerprint))
         return ""
+
+    def _reason(self, error: Exception) -> str:
+        """What to tell of a failure: RepositoryIndex shows it to clients, whom this machine's paths do not concern."""
+        text = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
+        return _FOLDERS.sub(_without_folders, text.replace(f"{self._root}/", ""))
 
     def _replace(self, entry: Entry, number: int, successor: Version | None) -> asyncio.Task[None] | None:
         """Put `successor` in a version's place, or nothing; the former closes once its requests are through."""
@@ -237,48 +283,74 @@ class Repository:
 
         Raises:
             ModelNotFound: it was never loaded.
+            ModelNotReady: the server is going down.
         """
+        if name not in self._entries:
+            raise ModelNotFound(name)
+        await self._change(self._unload(name))
+
+    async def _unload(self, name: str) -> None:
         async with self._locks[name]:
             entry = self._entries.get(name)
             if entry is None:
                 raise ModelNotFound(name)
-            retired = [
-                self._replace(entry, number, Version(State.UNAVAILABLE, _UNLOADED)) for number in list(entry.versions)
-            ]
-            entry.reason = ""
+            retired = self._retire(name, entry)
             await self._on_ready(name, False)  # noqa: FBT003
-        await asyncio.gather(*filter(None, retired))
-        if any(retired):
+        if retired:
+            await asyncio.wait(retired)
             _log.info("model %s unloaded", name)
+        for version in entry.versions.values():
+            if version.state is State.UNLOADING:  # and not loaded again meanwhile
+                version.state = State.UNAVAILABLE
 
-    async def poll(self, interval: float) -> None:
-        """Follow the folder for ever: load what is new or changed, unload what is gone.
+    def _retire(self, name: str, entry: Entry) -> list[asyncio.Task[None]]:
+        """Take every version out of service; the tasks that let their last requests finish."""
+        entry.reason = ""
+        if not entry.versions:
+            del self._entries[name]
+        retiring = [
+            self._replace(entry, number, Version(State.UNLOADING, _UNLOADED)) for number in list(entry.versions)
+        ]
+        return [task for task in retiring if task]
 
-        A change counts once two looks `interval` seconds apart agree on it, so that a copy under way is not loaded.
-        """
-        seen: dict[str, layout.Fingerprint] = {}
-        while True:
-            await asyncio.sleep(interval)
-            try:
-                now = await asyncio.to_thread(layout.fingerprints, self._root)
-            except OSError as error:  # the folder may be a network mount
-                _log.warning("cannot look through the model repository: %s", error)
-                continue
-            for name in set(self._entries) - set(now):
-                await self.unload(name)
-                self._entries.pop(name, None)
-            settled = [name for name, mark in now.items() if seen.get(name) == mark]
-            await self._load_each(name for name in settled if self._changed(name, now[name]))
-            seen = now
+    def loaded_from(self) -> dict[str, layout.Fingerprint]:
+        """The fingerprint of every known model's folder when it was last loaded, or tried."""
+        return {name: entry.fingerprint for name, entry in self._entries.items()}
 
-    def _changed(self, name: str, fingerprint: layout.Fingerprint) -> bool:
-        entry = self._entries.get(name)
-        return entry is None or entry.fingerprint != fingerprint
+    async def forget(self, name: str) -> None:
+        """Unload a model whose folder is gone, without waiting for its last requests."""
+        if self._retire(name, self._entries[name]):
+            _log.info("model %s unloaded: its folder is gone", name)
+        self._entries.pop(name, None)
+        await self._on_ready(name, False)  # noqa: FBT003
+
+    def stop_changing(self) -> None:
+        """Give up loads under way, and refuse further ones: the server is going down."""
+        self._closed = True
+        for task in self._changing:
+            task.cancel()
 
     async def aclose(self) -> None:
         """Unload everything; returns when the last request is through."""
-        await asyncio.gather(*(self.unload(name) for name in list(self._entries)))
+        self.stop_changing()
+        await asyncio.gather(*self._changing, return_exceptions=True)
+        for name, entry in list(self._entries.items()):
+            self._retire(name, entry)
         await asyncio.gather(*self._retiring)
+
+
+_FOLDERS = re.compile(r"(?<![\w./])/[\w.+@-]+/(?:[\w.+@-]+/)*")
+
+
+def _without_folders(path: re.Match[str]) -> str:
+    """Nothing in the place of this machine's folders; the name of a graph's node may look like one and stays."""
+    top = Path(*Path(path.group()).parts[:2])
+    return "" if top.is_dir() else path.group()
+
+
+def _unforeseen(error: Exception) -> Exception | None:
+    """The error, if the log had better show where it came from."""
+    return None if isinstance(error, LoadError) else error
 
 
 _UNLOADED = "unloaded"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Awaitable
 from contextlib import suppress
 
 import grpc
@@ -14,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from backends.registry import Registry
-from gateway import layout
+from gateway import layout, polling
 from gateway.repository import Repository
 from gateway.servicer import SERVICE, ServerState, Servicer
 from gateway.settings import Settings
@@ -25,7 +26,8 @@ _log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-_FLUSH_S = 0.5  # for answers on their way out; what is left then are streams that never end, as Health.Watch
+_FLUSH_S = 0.5  # for answers on their way out; what is left then are idle connections and endless streams
+_CLOSE_S = 1.0  # for models to free what they hold, whatever the grace left of it
 
 
 class CannotListen(Exception):
@@ -46,6 +48,7 @@ class Server:
         self._repository = Repository(
             settings.model_repository, Registry(), settings.default_max_batch_size, self._note_model
         )
+        self._wanted: list[str] = []
         self._polling: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -75,11 +78,13 @@ class Server:
             ]
         )
         await self._add_services(server)
+        explicit = settings.model_control == "explicit"
+        self._wanted = await self._repository.announce(settings.load_model if explicit else ["*"])
         try:
-            port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+            port = server.add_insecure_port(_address(settings, settings.port))
         except RuntimeError as error:
             raise CannotListen(
-                f"cannot listen on {settings.host}:{settings.port}: the port is taken or the address is not this "
+                f"cannot listen on {_address(settings, settings.port)}: the port is taken or the address is not this "
                 "machine's; --port and --host choose others"
             ) from error
         await server.start()
@@ -97,32 +102,34 @@ class Server:
     async def load(self) -> None:
         """Load the models that the control mode asks for, then turn readiness on."""
         settings = self._settings
-        if settings.model_control == "explicit":
-            await self._repository.load_named(settings.load_model)
-        else:
-            await self._repository.load_all()
+        await self._repository.load_each(self._wanted)
         if settings.model_control == "poll":
-            self._polling = asyncio.create_task(self._repository.poll(settings.poll_interval_s))
+            following = polling.follow(self._repository, settings.model_repository, settings.poll_interval_s)
+            self._polling = asyncio.create_task(following)
         self._state.ready = True
         await self._note_server(ready=True)
 
     async def drain(self) -> bool:
         """Turn readiness off, let requests under way finish, stop; whether all finished within the grace."""
-        await self._health.enter_graceful_shutdown()
+        assert self._server is not None  # noqa: S101
+        grace = self._settings.shutdown_grace_s
+        now = asyncio.get_running_loop().time
+        deadline = now() + grace
+        drained = asyncio.create_task(self._state.drained())  # refuses what comes from now on
         if self._polling:
             self._polling.cancel()
-        grace = self._settings.shutdown_grace_s
-        assert self._server is not None  # noqa: S101
-        stopping = asyncio.create_task(self._server.stop(grace))
-        finished = True
-        try:
-            await asyncio.wait_for(self._state.drained(), grace)
-            await self._server.stop(_FLUSH_S)
-            await asyncio.wait_for(self._repository.aclose(), grace)
-        except TimeoutError:
+        self._repository.stop_changing()
+        with suppress(TimeoutError):  # a watcher that reads nothing must not hold up the rest
+            await asyncio.wait_for(self._health.enter_graceful_shutdown(), _FLUSH_S)
+        refusing = asyncio.create_task(self._server.stop(grace + _FLUSH_S))  # it is cut short below
+        finished = await _within(drained, deadline)
+        if not finished:
+            _log.warning("requests cut off after %g s of grace: %d", grace, self._state.in_flight)
+        await self._server.stop(_FLUSH_S if finished else None)
+        await refusing
+        if finished and not await _within(self._repository.aclose(), max(deadline, now() + _CLOSE_S)):
             finished = False
-            _log.warning("%d requests were cut off after %.1f s of grace", self._state.in_flight, grace)
-        await stopping
+            _log.warning("models still busy after %g s of grace, so not closed: %r", grace, self._repository)
         return finished
 
     async def _note_server(self, *, ready: bool) -> None:
@@ -143,6 +150,8 @@ async def serve(settings: Settings) -> int:
     stop = asyncio.Event()
     _on_signals(stop)
     port = await server.start()
+    address = _address(settings, port)
+    _log.info("listening on %s, loading models", address)
     if hint := layout.hint_if_model(settings.model_repository):
         _log.warning("%s", hint)
     loading = asyncio.create_task(server.load())
@@ -150,15 +159,27 @@ async def serve(settings: Settings) -> int:
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done():
         loading.result()
-        _log.info("ready: gRPC on %s:%d, %s", settings.host, port, server.summary())
+        _log.info("ready: gRPC on %s, %s", address, server.summary())
         await stopping
     loading.cancel()
-    with suppress(asyncio.CancelledError):
-        await loading
     _log.info("stopping: letting requests in flight finish (again to stop now)")
     finished = await server.drain()
     _log.info("stopped")
     return 0 if finished else 1
+
+
+async def _within(work: Awaitable[None], deadline: float) -> bool:
+    """Whether `work` is done by then; what needs no waiting always is."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await work
+    except TimeoutError:
+        return False
+    return True
+
+
+def _address(settings: Settings, port: int) -> str:
+    return f"[{settings.host}]:{port}" if ":" in settings.host else f"{settings.host}:{port}"  # IPv6 needs brackets
 
 
 def _on_signals(stop: asyncio.Event) -> None:

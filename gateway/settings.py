@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -31,6 +31,11 @@ def _folder(path: Path) -> Path:
     return path.resolve()
 
 
+def _split(names: Any) -> Any:
+    """Names in one string, as a flag or the environment has them."""
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+
+
 class Settings(BaseSettings):
     """Everything `tensorgate serve` can be told."""
 
@@ -41,6 +46,7 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
+        env_ignore_empty=True,  # a compose file's ${PORT:-} is no port
         protected_namespaces=(),
     )
 
@@ -52,22 +58,34 @@ class Settings(BaseSettings):
     model_control: Literal["none", "poll", "explicit"] = Field(
         "none", description="none: load all at start; poll: follow the folder; explicit: load and unload by RPC"
     )
-    load_model: tuple[str, ...] = Field(
-        (), description="With --model-control explicit: model to load at start; repeatable, '*' for all"
+    load_model: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="With --model-control explicit: models to load at start, comma-separated; '*' for all"
     )
-    poll_interval_s: float = Field(15.0, gt=0, description="With --model-control poll: seconds between looks")
+    poll_interval_s: float = Field(
+        15.0, gt=0, allow_inf_nan=False, description="With --model-control poll: seconds between looks"
+    )
     default_max_batch_size: int = Field(
         32, ge=1, description="Rows per request for a batching model that names no limit of its own"
     )
     max_message_mb: int = Field(64, ge=1, le=2047, description="Largest request or response, in MiB")
-    shutdown_grace_s: float = Field(30.0, ge=0, description="Seconds that requests in flight get to finish on SIGTERM")
+    shutdown_grace_s: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight get to finish on SIGTERM"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.load_model and self.model_control != "explicit":
+            raise ValueError(f"load_model needs --model-control explicit; {self.model_control} loads every model")
+        return self
 
 
 def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], Settings]:
     """Declare every setting as a flag of `parser`; what comes back turns parsed arguments into settings."""
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings, by their names with underscores")
-    flags: CliSettingsSource[Settings] = CliSettingsSource(Settings, root_parser=parser)
+    flags: CliSettingsSource[Settings] = CliSettingsSource(
+        Settings, root_parser=parser, add_argument_method=_add_argument
+    )
 
     def parse(arguments: Namespace) -> Settings:
         given = {name: value for name, value in vars(arguments).items() if name not in ("command", "config")}
@@ -75,6 +93,16 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], Settings]:
         return load(flags(parsed_args=given), file)
 
     return parse
+
+
+def _add_argument(parser: ArgumentParser, *names: str, **options: Any) -> None:
+    """Add a flag, its value named as users would rather than by Python's type."""
+    options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
+    options["help"] = options["help"].replace("(default: ())", "(default: none)")
+    parser.add_argument(*names, **options)
+
+
+_METAVARS = {"Path": "DIR", "str": "TEXT", "int": "N", "float": "N", "tuple[str,...]": "NAMES"}
 
 
 def load(flags: CliSettingsSource[Settings], file: str | None) -> Settings:
@@ -102,21 +130,24 @@ def load(flags: CliSettingsSource[Settings], file: str | None) -> Settings:
     try:
         return Sourced()
     except ValidationError as error:
-        raise InvalidSettings("\n".join(_line(fault) for fault in error.errors())) from error
-    except (SettingsError, ValueError) as error:  # a TOML or JSON value that does not parse
-        raise InvalidSettings(f"{file or 'settings'}: {error}") from error
+        given = {name.lower() for name in flags.env_vars}
+        raise InvalidSettings("\n".join(_line(fault, given, file) for fault in error.errors())) from error
+    except ValueError as error:  # TOML that does not parse
+        raise InvalidSettings(f"{file}: {error}") from error
 
 
-def _line(fault: Any) -> str:
-    name = str(fault["loc"][0]) if fault["loc"] else "settings"
-    flag = f"--{name.replace('_', '-')}"
-    if fault["type"] == "missing":
-        return f"{flag} is required (or {_PREFIX}{name.upper()}, or {name} in the --config file)"
-    if fault["type"] == "extra_forbidden":
-        return f"unknown setting '{name}': expected one of {', '.join(Settings.model_fields)}"
+def _line(fault: Any, flags: Collection[str], file: str | None) -> str:
+    """A fault in a line that starts with where the value was given."""
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return (
-        f"{flag}: {message}"
-        if fault["type"] == "value_error"
-        else f"{flag}: expected {message}, got '{fault['input']}'"
-    )
+    message = message.partition(", unable to parse")[0]
+    if not fault["loc"]:  # several settings together
+        return str(message)
+    name = str(fault["loc"][0])
+    flag, variable = f"--{name.replace('_', '-')}", f"{_PREFIX}{name.upper()}"
+    if fault["type"] == "missing":
+        return f"{flag} is required (or {variable}, or {name} in the --config file)"
+    if fault["type"] == "extra_forbidden":
+        return f"{file}: unknown setting '{name}': expected one of {', '.join(Settings.model_fields)}"
+    place = flag if name in flags else variable if os.environ.get(variable) else f"{file}: {name}"
+    wrong = message if fault["type"] == "value_error" else f"expected {message}, got '{fault['input']}'"
+    return f"{place}: {wrong}"

@@ -33,11 +33,11 @@ class TensorRule:
         return f"{self.datatype} {shown(self.shape)}"
 
     def admits(self, datatype: str, shape: Sequence[int]) -> bool:
-        """Whether a tensor of this datatype and shape fits; the batch dimension holds at least one row."""
+        """Whether a tensor of this datatype and shape fits."""
         if datatype != self.datatype or len(shape) != len(self.shape):
             return False
         for given, wanted in zip(shape, self.shape, strict=True):
-            if given != wanted and (wanted != -1 or given < 0):
+            if given < 0 or wanted not in (given, -1):
                 return False
         return True
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backends.base import Array, LoadError
+from backends.base import Array, BackendError, LoadError
 from gateway.instances import Batch, Instance
 from gateway.model_config import wire_datatype
-from gateway.tensor_rules import TensorRule, shown
+from gateway.tensor_rules import shown
 from tensorgate_client.tensors import DTYPES, TensorError, from_raw
 from tensorgate_client.wire import model_config_pb2 as pb
 
@@ -35,14 +34,18 @@ async def run(model: ServedModel, instance: Instance, path: Path) -> None:
     """
     for warmup in model.config.model_warmup:
         try:
-            inputs = _inputs(warmup, model.inputs, path)
+            inputs = _inputs(warmup, model, path)
             for _ in range(max(warmup.count, 1)):
                 await instance.run(Batch(inputs))
         except Exception as error:
-            raise LoadError(f"model_warmup '{warmup.name}': {error}") from error
+            reason = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
+            raise LoadError(f"model_warmup '{warmup.name}': {reason}") from error
 
 
-def _inputs(warmup: pb.ModelWarmup, rules: Mapping[str, TensorRule], path: Path) -> dict[str, Array]:
+def _inputs(warmup: pb.ModelWarmup, model: ServedModel, path: Path) -> dict[str, Array]:
+    if warmup.batch_size > model.max_batch_size > 0:
+        raise LoadError(f"batch_size is {warmup.batch_size}, over max_batch_size {model.max_batch_size}")
+    rules = model.inputs
     missing = {name for name, rule in rules.items() if not rule.optional} - set(warmup.inputs)
     if missing:
         raise LoadError(f"no input {', '.join(sorted(missing))}")
