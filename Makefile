@@ -38,7 +38,6 @@ clean:  ## remove what the other targets made
 $(BIN)/python:
 	@echo "creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'  # knows dependency groups
 
 $(VENV)/.demo: $(DECLARED) | $(BIN)/python
 	@echo "installing tensorgate with PyTorch and ONNX Runtime (once; PyTorch is large)"
@@ -47,5 +46,6 @@ $(VENV)/.demo: $(DECLARED) | $(BIN)/python
 
 $(VENV)/.dev: $(DECLARED) | $(BIN)/python
 	@echo "installing what the tests and linters need (once)"
+	@$(INSTALL) 'pip>=25.1'  # the first that knows dependency groups
 	@$(INSTALL) --editable clients/python --editable '.[demo,minilm]' --group dev
 	@touch $@

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 
 class GatewayError(Exception):
     """Base of the errors whose message is written for the caller."""
@@ -38,3 +41,17 @@ class ModelLoadFailed(GatewayError):
 
 class ExecutionFailed(GatewayError):
     """The model failed on valid input. The cause stays in the server's log, under the error's id."""
+
+
+def without_folders(text: str, root: Path) -> str:
+    """`text` without this machine's folders, which do not concern the clients that RepositoryIndex shows it to."""
+    return _FOLDERS.sub(_unless_elsewhere, text.replace(f"{root}/", ""))
+
+
+_FOLDERS = re.compile(r"(?<![\w./])/[\w.+@-]+/(?:[\w.+@-]+/)*")
+
+
+def _unless_elsewhere(path: re.Match[str]) -> str:
+    """Nothing in the place of a folder; the name of a graph's node may look like one and stays."""
+    top = Path(*Path(path.group()).parts[:2])
+    return "" if top.is_dir() else path.group()

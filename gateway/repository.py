@@ -1,61 +1,25 @@
-"""The models being served: load, reload, unload, and what became of each version."""
+"""How the catalogue of served models changes: load, reload, unload."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from backends.base import LoadError
 from backends.registry import Registry
 from gateway import layout
-from gateway.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, ModelNotReady
-from gateway.model import ServedModel, load
+from gateway.catalogue import UNLOADED, Catalogue, Entry, IndexRow, State, Version
+from gateway.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, ModelNotReady, without_folders
+from gateway.model import load
 
 _log = logging.getLogger(__name__)
 
 _LOADS_AT_ONCE = 4
-
-
-class State(StrEnum):
-    """What RepositoryIndex says of a version; Triton's words."""
-
-    LOADING = "LOADING"
-    READY = "READY"
-    UNLOADING = "UNLOADING"
-    UNAVAILABLE = "UNAVAILABLE"
-
-
-@dataclass(slots=True)
-class Version:
-    """A version's state; `model` is what serves it, also while its successor loads or has failed to."""
-
-    state: State = State.LOADING
-    reason: str = ""
-    model: ServedModel | None = None
-    fingerprint: layout.Fingerprint = ()
-
-    def fail(self, reason: str) -> None:
-        """Note why it did not load; what served before serves on."""
-        self.state = State.READY if self.model else State.UNAVAILABLE
-        self.reason = f"reload failed, the former one serves on: {reason}" if self.model else reason
-
-
-@dataclass(slots=True)
-class Entry:
-    """A model's versions, the files they were last loaded from, and what is wrong with the model as a whole."""
-
-    versions: dict[int, Version] = field(default_factory=dict)
-    fingerprint: layout.Fingerprint = ()
-    reason: str = ""
-    latest: ServedModel | None = None
 
 
 ReadyListener = Callable[[str, bool], Awaitable[None]]
@@ -76,7 +40,8 @@ class Repository:
         self._registry = registry
         self._default_max_batch_size = default_max_batch_size
         self._on_ready = on_ready
-        self._entries: dict[str, Entry] = {}
+        self.catalogue = Catalogue()
+        self._entries = self.catalogue.entries
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._load_slots = asyncio.Semaphore(_LOADS_AT_ONCE)
         self._changing: set[asyncio.Task[None]] = set()
@@ -84,66 +49,16 @@ class Repository:
         self._closed = False
 
     def __repr__(self) -> str:
-        ready = sum(entry.latest is not None for entry in self._entries.values())
-        return f"<Repository models={len(self._entries)} ready={ready} retiring={len(self._retiring)}>"
+        return f"<Repository {self.catalogue!r} changing={len(self._changing)} retiring={len(self._retiring)}>"
 
-    def summary(self) -> str:
-        """How many models serve and which do not, in a line."""
-        failed = [name for name, entry in sorted(self._entries.items()) if entry.reason]
-        ready = sum(entry.latest is not None for entry in self._entries.values())
-        errors = f", {len(failed)} with errors: {', '.join(failed)}" if failed else ""
-        return f"{ready} model{'s' * (ready != 1)} ready{errors}"
-
-    def find(self, name: str, version: str = "") -> ServedModel:
-        """The model that answers for a name and version; the latest ready version if none is given.
-
-        Raises:
-            ModelNotFound: there is none.
-            ModelNotReady: there is, but it is loading, failed to load or was unloaded just now.
-            InvalidRequest: the name is empty or the version is no number.
-        """
-        entry = self._entries.get(name)
-        if entry is None:
-            if not name:
-                raise InvalidRequest("model_name is empty: name the model to call")
-            raise ModelNotFound(name, version)
-        if not version:
-            if entry.latest is None:
-                raise self._unavailable(name, "", list(entry.versions.values()))
-            return entry.latest
-        if not (version.isdecimal() and version.isascii()):
-            raise InvalidRequest(f"model '{name}': version '{version}' is not a number; leave it empty for the latest")
-        known = entry.versions.get(int(version)) if len(version) < 19 else None
-        if known is None:
-            raise ModelNotFound(name, version)
-        if known.model is None:
-            raise self._unavailable(name, version, [known])
-        return known.model
-
-    def _unavailable(self, name: str, number: str, versions: list[Version]) -> ModelNotFound | ModelNotReady:
-        if versions and all(version.reason == _UNLOADED for version in versions):
-            return ModelNotFound(name, number)
-        subject = f"model '{name}'" + (f" version {number}" if number else "")
-        if any(version.state is State.LOADING for version in versions) or not (versions or self._entries[name].reason):
-            return ModelNotReady(f"{subject} is loading: try again shortly")
-        return ModelNotReady(f"{subject} failed to load: RepositoryIndex and the server's log have the reason")
-
-    def ready_versions(self, name: str) -> list[str]:
-        """The versions of a model that answer requests, ascending."""
-        versions = self._entries[name].versions
-        return [str(number) for number, version in sorted(versions.items()) if version.model]
-
-    def index(self) -> list[tuple[str, str, str, str]]:
-        """Name, version, state and reason of every version; models never loaded have only a name."""
-        rows = []
-        for name in sorted({*self._entries, *layout.model_names(self._root)}):
-            entry = self._entries.get(name, Entry())
-            if not entry.versions:
-                known = State.UNAVAILABLE if entry.reason else State.LOADING
-                rows.append((name, "", known if name in self._entries else "", entry.reason))
-            for number, version in sorted(entry.versions.items()):
-                rows.append((name, str(number), version.state, version.reason))
-        return rows
+    async def index(self) -> list[IndexRow]:
+        """Every version with its state and reason; models never loaded have only a name."""
+        try:
+            folders = await asyncio.to_thread(layout.model_names, self._root)
+        except OSError as error:  # a network mount, away for a moment: what is loaded serves on
+            _log.warning("cannot look through the model repository: %s", error)
+            folders = []
+        return self.catalogue.index(folders)
 
     async def announce(self, names: Iterable[str]) -> list[str]:
         """The models to load at start, '*' for all; from now on an early caller learns that they are loading."""
@@ -227,7 +142,7 @@ class Repository:
             entry.fingerprint = await asyncio.to_thread(layout.fingerprint, self._root, name)
             folder = await asyncio.to_thread(layout.read, self._root, name, entry.fingerprint, config_override)
         except Exception as error:  # whatever one model brings about, the others are served
-            reason = self._reason(error)
+            reason = _reason(error, self._root)
             for version in entry.versions.values():
                 version.fail(reason)
             _log.error("model %s: %s", name, reason, exc_info=_unforeseen(error))
@@ -251,7 +166,7 @@ class Repository:
         try:
             model = await load(folder, number, self._registry, self._default_max_batch_size)
         except Exception as error:
-            current.fail(reason := self._reason(error))
+            current.fail(reason := _reason(error, self._root))
             _log.error("model %s version %d: %s", folder.name, number, current.reason, exc_info=_unforeseen(error))
             return f"version {number}: {reason}"
         seconds = time.monotonic() - started
@@ -259,21 +174,12 @@ class Repository:
         self._replace(entry, number, Version(State.READY, model=model, fingerprint=fingerprint))
         return ""
 
-    def _reason(self, error: Exception) -> str:
-        """What to tell of a failure: RepositoryIndex shows it to clients, whom this machine's paths do not concern."""
-        text = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
-        return _FOLDERS.sub(_without_folders, text.replace(f"{self._root}/", ""))
-
     def _replace(self, entry: Entry, number: int, successor: Version | None) -> asyncio.Task[None] | None:
         """Put `successor` in a version's place, or nothing; the former closes once its requests are through."""
-        former = entry.versions.pop(number, Version())
-        if successor is not None:
-            entry.versions[number] = successor
-        ready = [number for number, version in entry.versions.items() if version.model]
-        entry.latest = entry.versions[max(ready)].model if ready else None
-        if former.model is None:
+        former = entry.replace(number, successor)
+        if former is None:
             return None
-        task = asyncio.create_task(former.model.aclose())
+        task = asyncio.create_task(former.aclose())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
         return task
@@ -308,9 +214,7 @@ class Repository:
         entry.reason = ""
         if not entry.versions:
             del self._entries[name]
-        retiring = [
-            self._replace(entry, number, Version(State.UNLOADING, _UNLOADED)) for number in list(entry.versions)
-        ]
+        retiring = [self._replace(entry, number, Version(State.UNLOADING, UNLOADED)) for number in list(entry.versions)]
         return [task for task in retiring if task]
 
     def loaded_from(self) -> dict[str, layout.Fingerprint]:
@@ -339,18 +243,10 @@ class Repository:
         await asyncio.gather(*self._retiring)
 
 
-_FOLDERS = re.compile(r"(?<![\w./])/[\w.+@-]+/(?:[\w.+@-]+/)*")
-
-
-def _without_folders(path: re.Match[str]) -> str:
-    """Nothing in the place of this machine's folders; the name of a graph's node may look like one and stays."""
-    top = Path(*Path(path.group()).parts[:2])
-    return "" if top.is_dir() else path.group()
+def _reason(error: Exception, root: Path) -> str:
+    return without_folders(str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}", root)
 
 
 def _unforeseen(error: Exception) -> Exception | None:
     """The error, if the log had better show where it came from."""
     return None if isinstance(error, LoadError) else error
-
-
-_UNLOADED = "unloaded"

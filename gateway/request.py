@@ -22,14 +22,14 @@ class Stages:
     execute: int = 0
     encode: int = 0
 
-    def microseconds(self) -> dict[str, int]:
-        """How long each stage took; 0 for one that was left out."""
-        durations, before = {}, self.received
+    def __str__(self) -> str:
+        """How long each stage took, in whole microseconds: "decode=41us cache=0us ..."."""
+        before, parts = self.received, []
         for name in ("decode", "cache", "queue", "execute", "encode"):
             after = getattr(self, name) or before
-            durations[name] = (after - before) // 1000
+            parts.append(f"{name}={(after - before) // 1000}us")
             before = after
-        return durations
+        return " ".join(parts)
 
 
 @dataclass(slots=True)

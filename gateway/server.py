@@ -57,7 +57,7 @@ class Server:
 
     def summary(self) -> str:
         """What is being served, in a line."""
-        return self._repository.summary()
+        return self._repository.catalogue.summary()
 
     async def start(self) -> int:
         """Listen, not ready yet; the port.

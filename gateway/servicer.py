@@ -13,8 +13,9 @@ import grpc
 from google.protobuf.message import Message
 
 from gateway import codec
+from gateway.catalogue import State
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered
-from gateway.repository import Repository, State
+from gateway.repository import Repository
 from gateway.request import Stages
 from gateway.status import status_of
 from tensorgate_client.wire import inference_pb2 as pb
@@ -67,8 +68,10 @@ class Servicer:
 
     def __init__(self, repository: Repository, state: ServerState, *, explicit: bool) -> None:
         self._repository = repository
+        self._catalogue = repository.catalogue
         self._state = state
         self._explicit = explicit
+        self._debug = _log.isEnabledFor(logging.DEBUG)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service for a gRPC server; messages pass as bytes, so that each method decides what it parses."""
@@ -120,7 +123,7 @@ class Servicer:
 
     async def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         try:
-            self._repository.find(request.name, request.version)
+            self._catalogue.find(request.name, request.version)
         except (ModelNotFound, ModelNotReady):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -129,36 +132,36 @@ class Servicer:
         return pb.ServerMetadataResponse(name=NAME, version=version(NAME), extensions=EXTENSIONS)
 
     async def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        model = self._repository.find(request.name, request.version)
+        model = self._catalogue.find(request.name, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=model.name,
-            versions=self._repository.ready_versions(model.name),
+            versions=self._catalogue.ready_versions(model.name),
             platform=model.platform,
             inputs=[tensor(name=r.name, datatype=r.datatype, shape=r.shape) for r in model.inputs.values()],
             outputs=[tensor(name=r.name, datatype=r.datatype, shape=r.shape) for r in model.outputs.values()],
         )
 
     async def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
-        return pb.ModelConfigResponse(config=self._repository.find(request.name, request.version).config)
+        return pb.ModelConfigResponse(config=self._catalogue.find(request.name, request.version).config)
 
     async def _model_infer(self, message: bytes) -> bytes:
         if self._state.draining:
             raise ModelNotReady("the server is shutting down: try another one")
         stages = Stages()
-        model, request = codec.decode(message, self._repository.find, stages)
+        model, request = codec.decode(message, self._catalogue.find, stages)
         outputs = await model.infer(request)
-        return codec.encode(model, request, outputs)
+        response = codec.encode(model, request, outputs)
+        if self._debug:
+            _log.debug("%s/%d id=%r %s", model.name, model.version, request.id, stages)
+        return response
 
     async def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
         _check_repository(request.repository_name)
-        row = pb.RepositoryIndexResponse.ModelIndex
+        rows = await self._repository.index()
+        model = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
-            models=[
-                row(name=name, version=version, state=state, reason=reason)
-                for name, version, state, reason in self._repository.index()
-                if state == State.READY or not request.ready
-            ]
+            models=[model(**row._asdict()) for row in rows if row.state == State.READY or not request.ready]
         )
 
     async def _repository_model_load(self, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
