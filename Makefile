@@ -1,11 +1,12 @@
 # Each target does all its own set-up: a fresh machine needs Python 3.11 or newer with venv, and make.
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-DECLARED := pyproject.toml clients/python/pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test lint format protos clean
+.PHONY: help demo serve test newest lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -18,6 +19,9 @@ serve: $(VENV)/.demo  ## the same, and leave the server running on port 8001
 
 test: $(VENV)/.dev  ## run the test suite
 	$(BIN)/pytest
+
+newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
+	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test
 
 lint: $(VENV)/.dev  ## style, types, architecture
 	$(BIN)/ruff check .
@@ -33,7 +37,7 @@ protos: $(VENV)/.dev  ## regenerate the Python stubs from protos/
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-tritonclient demo-models minilm-models clients/node/node_modules
+	rm -rf .venv .venv-* demo-models minilm-models clients/node/node_modules
 
 $(BIN)/python:
 	@echo "creating $(VENV)"

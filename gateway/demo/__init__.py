@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import io
 import signal
 import sys
 import time
@@ -24,6 +25,8 @@ def run(directory: Path, *, port: int, keep: bool) -> int:
     if missing:
         print(f"tensorgate: the demo needs {', '.join(missing)}: pip install 'tensorgate[demo]'", file=sys.stderr)
         return 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # each step shows when it is done, through a pipe too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the server must not be left behind
     try:
         return _run(directory, port, keep=keep)
@@ -57,8 +60,8 @@ def _run(directory: Path, port: int, *, keep: bool) -> int:
 
 
 def _how_to_call(address: str) -> str:
-    return f"""The server runs until Ctrl-C. Call it from another terminal, from this folder:
+    return f"""The server runs until Ctrl-C. Call it from another terminal:
 
-    .venv/bin/python clients/python/examples/classify.py {address}
+    {sys.executable} -m gateway.demo.classify {address}
     grpcurl -plaintext {address} inference.GRPCInferenceService/ServerMetadata
 """

@@ -46,7 +46,9 @@ def serving(repository: Path, port: int) -> Iterator[Running]:
     """
     command = [sys.executable, "-m", "gateway", "serve", "--model-repository", str(repository), "--port", str(port)]
     # A group of its own: Ctrl-C is for the demo, which then stops the server; two signals would cut requests off.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)  # noqa: S603  # our own command
+    process = subprocess.Popen(  # noqa: S603  # our own command
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
+    )
     running = Running(process, _wait_until_ready(process))
     try:
         yield running

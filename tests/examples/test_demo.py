@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from support.server import TENSORGATE
 
-ROOT = Path(__file__).parent.parent.parent
 _ROW = re.compile(r"^(digits_\w+) +(\w+) +(\d\.\d+) +([\d,]+) +([\d.]+) +([\d.]+)$", re.MULTILINE)
 
 
@@ -48,12 +47,12 @@ def test_the_kept_server_can_be_called_until_ctrl_c(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [TENSORGATE, "demo", "--keep"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    watchdog = threading.Timer(170, process.kill)
+    watchdog = threading.Timer(170, process.terminate)
     watchdog.start()
     try:
         assert process.stdout is not None
-        command = next(line for line in process.stdout if "classify.py" in line).split()
-        answer = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+        command = next(line for line in process.stdout if "classify" in line and line.startswith("    ")).split()
+        answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         drawn, predicted = (line.split()[1:] for line in answer.stdout.splitlines())
         assert len(drawn) == 12
         assert sum(a == b for a, b in zip(drawn, predicted, strict=True)) >= 11
@@ -62,7 +61,7 @@ def test_the_kept_server_can_be_called_until_ctrl_c(tmp_path: Path) -> None:
         assert process.wait() == 0
     finally:
         watchdog.cancel()
-        process.kill()
+        process.terminate()  # a killed demo could not stop its server
         process.communicate()
 
 

@@ -1,4 +1,4 @@
-"""Classify held-out digits on the demo's server: `python classify.py [ADDRESS]`. Needs scikit-learn for the images."""
+"""What a client of the demo looks like: `python -m gateway.demo.classify [ADDRESS]`."""
 
 from __future__ import annotations
 
