@@ -7,6 +7,7 @@ three classes of these shapes and publish the first under the entry point group 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+_log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -152,6 +155,21 @@ def require(inputs: Mapping[str, Array], names: Iterable[str]) -> None:
     missing = [f"'{name}'" for name in names if name not in inputs]
     if missing:
         raise InvalidInput(f"input {', '.join(missing)} cannot be left out: the model needs it")
+
+
+def warn_of_unknown(source: ModelSource, known: Iterable[str], prefixes: tuple[str, ...] = ()) -> None:
+    """Log the parameters that are neither known nor begin with a prefix, in one warning.
+
+    They are no error: repositories written for Triton carry parameters of its own backends.
+    """
+    known = tuple(known)
+    unknown = sorted(key for key in source.parameters if key not in known and not key.startswith(prefixes))
+    if unknown:
+        names = ", ".join(f"'{key}'" for key in unknown)
+        expected = ", ".join((*known, *(f"{prefix}*" for prefix in prefixes)))
+        _log.warning(
+            "model %s/%d: unknown parameter %s is ignored; known: %s", source.name, source.version, names, expected
+        )
 
 
 def whole_number(source: ModelSource, key: str, default: int) -> int:

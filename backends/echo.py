@@ -7,7 +7,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backends.base import UNBOUNDED, Array, LoadError, ModelSource, Signature, TensorSpec, whole_number
+from backends.base import (
+    UNBOUNDED,
+    Array,
+    LoadError,
+    ModelSource,
+    Signature,
+    TensorSpec,
+    warn_of_unknown,
+    whole_number,
+)
 
 _DEFAULT = Signature(
     (TensorSpec("INPUT0", np.dtype(np.float32), (-1, -1)),),
@@ -28,6 +37,7 @@ class EchoBackend:
         Raises:
             LoadError: inputs and outputs do not pair up.
         """
+        warn_of_unknown(source, ["delay_ms"])
         signature = source.declared if source.declared.inputs else _DEFAULT
         if len(signature.inputs) != len(signature.outputs):
             raise LoadError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,11 @@ from backends.base import (
     TensorSpec,
     require,
     switch,
+    warn_of_unknown,
     whole_number,
 )
+
+_log = logging.getLogger(__name__)
 
 _DTYPES: dict[str, Any] = {
     "tensor(bool)": np.bool_,
@@ -41,6 +45,16 @@ _DTYPES: dict[str, Any] = {
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy's buffer protocol cannot express
 
 _ENTRIES = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
+_PARAMETERS = (
+    "execution_providers",
+    "intra_op_thread_count",
+    "inter_op_thread_count",
+    "execution_mode",
+    "graph_optimization_level",
+    "enable_mem_arena",
+    "enable_mem_pattern",
+)
+_PREFIXES = ("session.", "ep.")
 _LEVELS = {
     "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -51,6 +65,9 @@ _LEVELS = {
 
 class OnnxRuntimeBackend:
     """Loads ONNX models.
+
+    Outputs that config.pbtxt does not declare are not computed. Where it declares none, all are that are tensors of the
+    protocol's datatypes; a warning names the others.
 
     Parameters (all optional):
         execution_providers: comma-separated, first choice first, as "CUDA, CPU"; default "CPU".
@@ -66,25 +83,28 @@ class OnnxRuntimeBackend:
         """Open a session over `model.onnx`.
 
         Raises:
-            LoadError: the file is not a model this runtime can execute, or a parameter is wrong.
+            LoadError: the file is not a model this runtime can execute, a parameter is wrong, or the protocol cannot
+                carry an input, a declared output or any output.
         """
         if source.file is None:
             raise LoadError("backend 'onnxruntime' needs a model.onnx in the version folder")
+        warn_of_unknown(source, _PARAMETERS, _PREFIXES)
         providers = _providers(source.parameters.get("execution_providers", "CPU"))
         options = _session_options(source)
         try:
             session = ort.InferenceSession(source.file, options, providers=providers)
         except Exception as error:  # the runtime raises a class of its own per status, none of them exported
             raise LoadError(f"{source.file.name}: {' '.join(str(error).split())}") from error
-        return OnnxRuntimeModel(session)
+        return OnnxRuntimeModel(session, _outputs(session.get_outputs(), source))
 
 
 class OnnxRuntimeModel:
     """A session. Sessions may run on several threads at once, so every instance shares it."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, outputs: Sequence[TensorSpec]) -> None:
         self._session = session
-        self.signature = Signature.of(_specs(session.get_inputs()), _specs(session.get_outputs()))
+        self.signature = Signature.of(_specs(session.get_inputs()), outputs)
+        self._shared = _shared_sizes(session.get_inputs())
         self._inputs = [spec.name for spec in self.signature.inputs]
         self._outputs = [spec.name for spec in self.signature.outputs]
         # numpy arrays of bfloat16 need OrtValues on the way in and out; everything else goes straight through.
@@ -101,19 +121,27 @@ class OnnxRuntimeModel:
         """Run the session; the runtime releases the GIL while it computes.
 
         Raises:
-            InvalidInput: a BYTES element is not UTF-8, which the runtime's strings are, or an input is missing.
+            InvalidInput: a BYTES element is not UTF-8, which the runtime's strings are, an input is missing, or the
+                model fails over sizes that differ though it calls them by one name.
         """
         require(inputs, self._inputs)
         feed = {name: _decoded(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
-        if self._needs_values:
-            values = {name: _to_value(array) for name, array in feed.items()}
-            results = [_from_value(v) for v in self._session.run_with_ort_values(self._outputs, values)]
-        else:
-            results = self._session.run(self._outputs, feed)
+        try:
+            results = self._run(feed)
+        except Exception:
+            _check_sizes(self._shared, inputs)  # not before: a model may broadcast them all the same
+            raise
         return {
             name: _encoded(result) if result.dtype.hasobject else result
             for name, result in zip(self._outputs, results, strict=True)
         }
+
+    def _run(self, feed: Mapping[str, Array]) -> list[Array]:
+        if self._needs_values:
+            values = {name: _to_value(array) for name, array in feed.items()}
+            return [_from_value(v) for v in self._session.run_with_ort_values(self._outputs, values)]
+        results: list[Array] = self._session.run(self._outputs, feed)
+        return results
 
     def close(self) -> None:
         """The session is freed with its last reference."""
@@ -121,7 +149,7 @@ class OnnxRuntimeModel:
 
 def _session_options(source: ModelSource) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors come back as exceptions; warnings would fill the server's log
+    options.log_severity_level = 4  # fatal only: an error comes back as an exception and need not be printed as well
     options.intra_op_num_threads = whole_number(source, "intra_op_thread_count", 0)
     options.inter_op_num_threads = whole_number(source, "inter_op_thread_count", 0)
     options.enable_cpu_mem_arena = switch(source, "enable_mem_arena", default=True)
@@ -132,7 +160,7 @@ def _session_options(source: ModelSource) -> ort.SessionOptions:
     if level not in _LEVELS:
         raise LoadError(f"parameter 'graph_optimization_level': expected one of {', '.join(_LEVELS)}, got '{level}'")
     options.graph_optimization_level = _LEVELS[level]
-    own = {key: value for key, value in source.parameters.items() if key.startswith(("session.", "ep."))}
+    own = {key: value for key, value in source.parameters.items() if key.startswith(_PREFIXES)}
     for key, value in {**_ENTRIES, **own}.items():
         options.add_session_config_entry(key, value)
     return options
@@ -146,6 +174,44 @@ def _providers(text: str) -> list[str]:
         offered = ", ".join(name.removesuffix("ExecutionProvider") for name in available.values())
         raise LoadError(f"parameter 'execution_providers': this onnxruntime offers {offered}; got '{text}'")
     return [available[name] for name in wanted]
+
+
+def _outputs(nodes: Sequence[Any], source: ModelSource) -> list[TensorSpec]:
+    """The outputs to compute: the declared ones; without any, those that the protocol can carry."""
+    names = {spec.name for spec in source.declared.outputs}
+    declared = _specs([node for node in nodes if node.name in names])
+    if names and len(declared) == len(names):
+        return declared
+    # Of a declared name that the model lacks, the gateway says so, beside the names there are.
+    carried = [node for node in nodes if node.type in _DTYPES]
+    if carried and not names and len(carried) < len(nodes):
+        left = ", ".join(f"'{node.name}' ({node.type})" for node in nodes if node.type not in _DTYPES)
+        _log.warning("model %s/%d: the protocol cannot carry output %s: left out", source.name, source.version, left)
+    return _specs(carried or nodes)
+
+
+def _shared_sizes(nodes: Sequence[Any]) -> dict[str, list[tuple[str, int]]]:
+    """Where the inputs have each open size that occurs more than once: input and dimension, by the size's name."""
+    places: dict[str, list[tuple[str, int]]] = {}
+    for node in nodes:
+        for axis, size in enumerate(node.shape):
+            if size and isinstance(size, str):
+                places.setdefault(size, []).append((node.name, axis))
+    return {size: found for size, found in places.items() if len(found) > 1}
+
+
+def _check_sizes(shared: Mapping[str, Sequence[tuple[str, int]]], inputs: Mapping[str, Array]) -> None:
+    """Refuse sizes that differ under one name: that is why the runtime failed somewhere inside the model."""
+    for symbol, places in shared.items():
+        # The runtime itself refuses another rank.
+        sizes = [(name, axis, inputs[name].shape[axis]) for name, axis in places if axis < inputs[name].ndim]
+        for name, axis, size in sizes[1:]:
+            first, where, expected = sizes[0]
+            if size != expected:
+                raise InvalidInput(
+                    f"input '{name}': dimension {axis} is {size}, expected {expected} as in dimension {where} of "
+                    f"input '{first}' (both are '{symbol}')"
+                )
 
 
 def _specs(nodes: Sequence[Any]) -> list[TensorSpec]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,8 +111,26 @@ def _import(source: ModelSource) -> str:
         spec.loader.exec_module(module)  # type: ignore[union-attr]
     except BaseException as error:  # a model.py may even call sys.exit
         _forget(name)
-        raise LoadError(f"{source.file.name} does not import: {type(error).__name__}: {error}") from error
+        raise LoadError(f"{_place(error, source)} does not import: {_reason(error)}") from error
     return name
+
+
+def _place(error: BaseException, source: ModelSource) -> str:
+    """The last line in the version folder that had a part in the error; the file alone where no line had."""
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):  # happens to a file that is read, not in one that runs
+        places.append((error.filename or "", error.lineno or 0))
+    folder = source.directory.absolute()
+    for filename, line in reversed(places):
+        path = Path(filename).absolute()
+        if line and path.is_relative_to(folder):
+            return f"{path.relative_to(folder)} line {line}"
+    return source.file.name if source.file else source.name
+
+
+def _reason(error: BaseException) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)  # as text, a SyntaxError repeats its place
+    return " ".join(f"{type(error).__name__}: {text}".split())
 
 
 def _forget(name: str) -> None:

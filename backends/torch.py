@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from backends import torch_formats
-from backends.base import Array, LoadError, ModelSource, Signature, require, whole_number
+from backends.base import Array, LoadError, ModelSource, Signature, require, warn_of_unknown, whole_number
 from backends.torch_program import Program, first_line
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -37,6 +37,7 @@ class TorchBackend:
         """
         if source.file is None:
             raise LoadError("backend 'torch' needs a model.pt2 or model.pt in the version folder")
+        warn_of_unknown(source, ["device", "intra_op_thread_count"])
         device = _device(source.parameters.get("device", "cpu"))
         threads = whole_number(source, "intra_op_thread_count", 0) or _DEFAULT_THREADS
         return TorchModel(torch_formats.load(source, device), device, threads)

@@ -81,9 +81,11 @@ def _load_torchscript(path: str, source: ModelSource, device: torch.device) -> P
             module = torch.jit.load(path, map_location=device).eval()
         except Exception as error:
             raise LoadError(f"{_name(path)}: TorchScript cannot load it: {first_line(error)}") from error
-    arguments = [a for a in module.forward.schema.arguments if a.name != "self"]
+    schema = module.forward.schema
+    arguments = schema.arguments[1:]  # the first is the module itself, whatever its author called it
     needed = [a.name for a in arguments if not a.has_default_value()]
-    declared = _declared(source, needed, ["OUTPUT__0"], "TorchScript")
+    returned = [f"OUTPUT__{i}" for i in range(_leaf_count(schema.returns[0].type))]
+    declared = _declared(source, needed, returned, "TorchScript")
     order = _argument_order(declared, arguments, needed)
     wanted = positions(declared.outputs, [])
 
@@ -95,6 +97,11 @@ def _load_torchscript(path: str, source: ModelSource, device: torch.device) -> P
         return [leaves[i] for i in wanted]
 
     return Program(declared, run)
+
+
+def _leaf_count(returned: Any) -> int:
+    """How many outputs a TorchScript type says it holds; the length of a list or a dict is not part of its type."""
+    return sum(map(_leaf_count, returned.elements())) if returned.kind() == "TupleType" else 1
 
 
 def _argument_order(declared: Signature, arguments: Sequence[Any], needed: Sequence[str]) -> list[str]:

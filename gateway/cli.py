@@ -53,12 +53,17 @@ def _add_serve(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
             chosen = parse(parsed)
         except settings.InvalidSettings as error:
             return _fail(str(error), 2)
-        logging.basicConfig(
-            level=chosen.log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
-        )
+        _log_to_stderr(chosen.log_level.upper())
         return _serve(chosen)
 
     parser.set_defaults(run=run)
+
+
+def _log_to_stderr(level: str) -> None:
+    others = max(logging.INFO, logging.getLevelNamesMapping()[level])
+    logging.basicConfig(level=others, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+    for ours in ("gateway", "backends"):  # debug is about requests, not about the libraries that carry them
+        logging.getLogger(ours).setLevel(level)
 
 
 def _serve(chosen: settings.Settings) -> int:

@@ -9,7 +9,7 @@ from backends.base import Array
 from gateway.errors import ExecutionFailed, InvalidRequest, NotOffered
 from gateway.model import ServedModel
 from gateway.request import InferenceRequest, Stages
-from gateway.tensor_rules import TensorRule, shown
+from gateway.tensor_rules import TensorRule
 from tensorgate_client import framing
 from tensorgate_client.tensors import (
     TYPED_FIELDS,
@@ -18,6 +18,7 @@ from tensorgate_client.tensors import (
     datatype_of,
     from_raw,
     from_typed,
+    shown,
     to_raw,
     to_typed,
 )
@@ -51,10 +52,11 @@ def decode(message: bytes, find: FindModel, stages: Stages) -> tuple[ServedModel
     proto, raw = framing.parse_infer_request(message)
     model = find(proto.model_name, proto.model_version)
     inputs = _decode_inputs(model, proto, raw)
+    rows = _rows(model, proto) if model.max_batch_size else 1
     outputs = _requested(model, proto)
     typed = _wants_typed(model, proto, outputs)
     stages.decode = time.perf_counter_ns()
-    return model, InferenceRequest(proto.id, inputs, outputs, typed, stages)
+    return model, InferenceRequest(proto.id, inputs, rows, outputs, typed, stages)
 
 
 def _decode_inputs(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequence[Raw]) -> dict[str, Array]:
@@ -79,8 +81,6 @@ def _decode_inputs(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequenc
         inputs[tensor.name] = rule.to_runtime(array)
     if len(inputs) != len(model.inputs):
         _check_complete(model, inputs)
-    if model.max_batch_size:
-        _check_rows(model, proto)
     return inputs
 
 
@@ -114,11 +114,11 @@ def _check_complete(model: ServedModel, inputs: Mapping[str, Array]) -> None:
         raise InvalidRequest(f"model '{model.name}' needs input {', '.join(missing)}; got {got}")
 
 
-def _check_rows(model: ServedModel, proto: pb.ModelInferRequest) -> None:
-    counts = {tensor.name: tensor.shape[0] for tensor in proto.inputs}
-    rows = set(counts.values())
+def _rows(model: ServedModel, proto: pb.ModelInferRequest) -> int:
+    """How many rows every input has."""
+    rows = {tensor.shape[0] for tensor in proto.inputs}
     if len(rows) > 1:
-        listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
+        listed = ", ".join(f"'{tensor.name}' {tensor.shape[0]}" for tensor in proto.inputs)
         raise InvalidRequest(f"model '{model.name}': inputs differ in their number of rows: {listed}")
     count = rows.pop() if rows else 1
     if not 1 <= count <= model.max_batch_size:
@@ -126,6 +126,7 @@ def _check_rows(model: ServedModel, proto: pb.ModelInferRequest) -> None:
             f"model '{model.name}': expected 1 to {model.max_batch_size} rows (max_batch_size), got {count}"
             + ("; send them in several requests" if count else "")
         )
+    return count
 
 
 def _requested(model: ServedModel, proto: pb.ModelInferRequest) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ def source(folder: ModelFolder, version: int, registry: Registry) -> tuple[Backe
     file = next((name for name in expected if name in filenames), None)
     if expected and file is None:
         found = ", ".join(sorted(filenames)) or "an empty folder"
-        raise LoadError(f"version {version}: expected {' or '.join(expected)}, found {found}")
+        raise LoadError(f"expected {' or '.join(expected)}, found {found}")
     declared = folder.declared
     path = directory / file if file else None
     return info, ModelSource(folder.name, version, directory, path, declared.parameters, declared.signature)

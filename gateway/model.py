@@ -14,8 +14,8 @@ from gateway import layout, model_config, warmup
 from gateway.errors import ExecutionFailed, ModelNotReady
 from gateway.instances import Batch, Instance, ThreadInstance, Worker
 from gateway.request import InferenceRequest
-from gateway.tensor_rules import TensorRule, rules, shown
-from tensorgate_client.tensors import datatype_of
+from gateway.tensor_rules import TensorRule, rules
+from tensorgate_client.tensors import datatype_of, shown
 from tensorgate_client.wire import model_config_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class ServedModel:
         batch = Batch(request.inputs)
         try:
             outputs = await self._run(batch)
-            wire = self._checked(outputs, request.outputs)
+            wire = self._checked(outputs, request)
         except InvalidInput as error:
             raise InvalidInput(f"model '{self.name}': {error}") from error
         except Exception as error:
@@ -80,10 +80,10 @@ class ServedModel:
         self._idle.append(instance)
         self._turns.release()
 
-    def _checked(self, outputs: Mapping[str, Array], names: Sequence[str]) -> Mapping[str, Array]:
-        """The named outputs, once the backend is known to have kept its own promises about them."""
+    def _checked(self, outputs: Mapping[str, Array], request: InferenceRequest) -> Mapping[str, Array]:
+        """The requested outputs, once the backend is known to have kept its own promises about them."""
         wire = {}
-        for name in names:
+        for name in request.outputs:
             rule = self.outputs[name]
             if name not in outputs:
                 raise ValueError(f"the backend gave no output '{name}', only {', '.join(outputs) or 'none'}")
@@ -91,6 +91,8 @@ class ServedModel:
             datatype = datatype_of(array.dtype)
             if not rule.admits(datatype, array.shape):
                 raise ValueError(f"output '{name}': expected {rule}, the backend gave {datatype} {shown(array.shape)}")
+            if rule.batches and array.shape[0] != request.rows:
+                raise ValueError(f"output '{name}': expected {request.rows} rows, the backend gave {array.shape[0]}")
             wire[name] = array
         return wire
 
@@ -108,7 +110,7 @@ async def load(
     """Load a version, start its instances and warm them up.
 
     Raises:
-        LoadError: with the reason in one message; nothing is left behind.
+        Exception: whatever the backend raises, LoadError if it foresaw it; nothing is left behind.
         CancelledError: the server is going down. What the backend is busy with is left to end with the process.
     """
     worker = Worker(f"{folder.name}/{version}#0")
@@ -126,11 +128,10 @@ async def load(
         served = ServedModel(version, config, info.platform or info.name, instances, model)
         for instance in instances:
             await warmup.run(served, instance, folder.path)
-    except Exception as error:
-        _log.debug("model %s version %d does not load", folder.name, version, exc_info=error)
+    except Exception:
         await _free(folder.name, instances, model)
         worker.stop()
-        raise LoadError(str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}") from error
+        raise
     return served
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import json_format, text_format
 
 from backends.base import UNBOUNDED, LoadError, Signature, TensorSpec
-from tensorgate_client.tensors import DTYPES, datatype_of
+from tensorgate_client.tensors import DTYPES, datatype_of, shown
 from tensorgate_client.wire import model_config_pb2 as pb
 
 Tensor = pb.ModelInput | pb.ModelOutput
@@ -144,11 +144,11 @@ def _check_tensors(kind: str, tensors: Iterable[Tensor]) -> None:
             raise LoadError(f"{kind} '{tensor.name}' has no data_type, expected one such as TYPE_FP32")
         for field, sizes in (("dims", tensor.dims), ("reshape", tensor.reshape.shape)):
             if any(size < 1 and size != -1 for size in sizes):
-                raise LoadError(f"{kind} '{tensor.name}' {field} {_shown(sizes)}: expected sizes above 0 or -1 (any)")
+                raise LoadError(f"{kind} '{tensor.name}' {field} {shown(sizes)}: expected sizes above 0 or -1 (any)")
         if tensor.HasField("reshape") and _fixed(tensor.dims) != _fixed(tensor.reshape.shape):
             raise LoadError(
-                f"{kind} '{tensor.name}' cannot reshape {_shown(tensor.dims)} "
-                f"to {_shown(tensor.reshape.shape)}: the number of elements differs"
+                f"{kind} '{tensor.name}' cannot reshape {shown(tensor.dims)} "
+                f"to {shown(tensor.reshape.shape)}: the number of elements differs"
             )
 
 
@@ -191,11 +191,11 @@ def _batch_size(declared: Declared, signature: Signature, default: int) -> int:
     if not declared.states_batch:
         if declared.proto.input or declared.proto.output:
             return 0
-        return default if signature.max_batch_size == UNBOUNDED else min(default, signature.max_batch_size)
+        return default if signature.max_batch_size == UNBOUNDED else signature.max_batch_size
     size = declared.proto.max_batch_size
     if size and not signature.max_batch_size:
         fixed = (s for s in (*signature.inputs, *signature.outputs) if s.shape[:1] != (-1,))
-        why = next((f": the first dimension of '{s.name}' {_shown(s.shape)} is fixed" for s in fixed), "")
+        why = next((f": the first dimension of '{s.name}' {shown(s.shape)} is fixed" for s in fixed), "")
         raise LoadError(f"max_batch_size is {size}, but the model does not batch{why}; say max_batch_size: 0")
     if size > signature.max_batch_size > 0:
         raise LoadError(f"max_batch_size is {size}, but the model was built for at most {signature.max_batch_size}")
@@ -219,10 +219,10 @@ def _complete_tensors(kind: str, tensors: Any, specs: Sequence[TensorSpec], batc
             line = f"data_type: TYPE_{_config_name(found)}"
             raise LoadError(f"{kind} '{tensor.name}' is {datatype_of(wanted.dtype)}, {found} in the model: say {line}")
         if not _fits(wanted.shape, spec.shape):
-            hint = f"say dims: {_shown(spec.shape[1:] if batch else spec.shape)}"
+            hint = f"say dims: {shown(spec.shape[1:] if batch else spec.shape)}"
             if not batch and (-1, *wanted.shape) == spec.shape:
                 hint = "the first is the batch dimension, add max_batch_size: 32 (or another limit)"
-            shapes = f"is {_shown(wanted.shape)}, {_shown(spec.shape)} in the model"
+            shapes = f"is {shown(wanted.shape)}, {shown(spec.shape)} in the model"
             raise LoadError(f"{kind} '{tensor.name}' {shapes}: {hint}")
 
 
@@ -244,10 +244,6 @@ def wire_datatype(data_type: pb.DataType.ValueType) -> str:
 
 def _config_name(datatype: str) -> str:
     return "STRING" if datatype == "BYTES" else datatype
-
-
-def _shown(dims: Iterable[int]) -> str:
-    return f"[{','.join(map(str, dims))}]"
 
 
 def _quoted(names: Iterable[str]) -> str:

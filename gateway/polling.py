@@ -18,21 +18,19 @@ async def follow(repository: Repository, root: Path, interval: float) -> None:
     A change counts once two looks `interval` seconds apart agree on it, so that a copy under way is not loaded.
     """
     before = repository.loaded_from()
+    loading: dict[str, asyncio.Task[None]] = {}
     while True:
         await asyncio.sleep(interval)
         try:
             now = await asyncio.to_thread(layout.fingerprints, root)
-            await _apply(repository, before, now)
-            before = now
         except Exception as error:  # the folder may be a network mount, away for a moment
             _log.warning("cannot follow the model repository: %s", error, exc_info=not isinstance(error, OSError))
-
-
-async def _apply(
-    repository: Repository, before: dict[str, layout.Fingerprint], now: dict[str, layout.Fingerprint]
-) -> None:
-    loaded = repository.loaded_from()
-    for name in loaded.keys() - now.keys() - before.keys():
-        await repository.forget(name)
-    settled = (name for name, mark in now.items() if before.get(name) == mark)
-    await repository.load_each(name for name in settled if loaded.get(name) != now[name])
+            continue
+        loading = {name: task for name, task in loading.items() if not task.done()}
+        loaded = repository.loaded_from()
+        for name in loaded.keys() - now.keys() - before.keys() - loading.keys():
+            await repository.forget(name)
+        for name, mark in now.items() - loaded.items():
+            if before.get(name) == mark and name not in loading:  # one model's slow load holds up no other's
+                loading[name] = asyncio.create_task(repository.load_each([name]))
+        before = now

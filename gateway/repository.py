@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from gateway import layout
 from gateway.catalogue import UNLOADED, Catalogue, Entry, IndexRow, State, Version
 from gateway.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, ModelNotReady, without_folders
 from gateway.model import load
+from gateway.model_config import check, parse_json
 
 _log = logging.getLogger(__name__)
 
 _LOADS_AT_ONCE = 4
+_PATIENCE_S = 10.0
 
 
 ReadyListener = Callable[[str, bool], Awaitable[None]]
@@ -101,11 +104,13 @@ class Repository:
 
         Raises:
             ModelNotFound: there is no such folder.
-            InvalidRequest: the name cannot be a folder's.
+            InvalidRequest: the name cannot be a folder's, or the configuration does not hold.
             ModelLoadFailed: the model or one of its versions does not load; the message has the reason.
             ModelNotReady: the server is going down.
         """
         layout.check_name(name)
+        if config_override:
+            _check_override(config_override, name)
         if name not in self._entries and not layout.has(self._root, name):
             raise ModelNotFound(name)
         await self._change(self._load_or_reload(name, config_override))
@@ -125,7 +130,7 @@ class Repository:
             raise
 
     async def _load_or_reload(self, name: str, config_override: str) -> None:
-        async with self._locks[name], self._load_slots:
+        async with self._locks[name], self._slot(name):
             entry = self._entries.setdefault(name, Entry())
             entry.reason = await self._load(entry, name, config_override)
             if entry.latest is None and not layout.has(self._root, name):
@@ -135,6 +140,26 @@ class Repository:
             raise ModelNotFound(name)
         if entry.reason:
             raise ModelLoadFailed(f"failed to load '{name}': {entry.reason}")
+
+    @asynccontextmanager
+    async def _slot(self, name: str) -> AsyncIterator[None]:
+        """One of the loads at a time; a load that takes long no longer counts, lest a hanging one hold up the rest."""
+        await self._load_slots.acquire()
+        held = True
+
+        def let_others_pass() -> None:
+            nonlocal held
+            held = False
+            self._load_slots.release()
+            _log.warning("model %s: still loading after %g s; others no longer wait for it", name, _PATIENCE_S)
+
+        timer = asyncio.get_running_loop().call_later(_PATIENCE_S, let_others_pass)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if held:
+                self._load_slots.release()
 
     async def _load(self, entry: Entry, name: str, config_override: str) -> str:
         """Bring `entry` up to date with its folder; what went wrong, or ""."""
@@ -245,6 +270,14 @@ class Repository:
 
 def _reason(error: Exception, root: Path) -> str:
     return without_folders(str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}", root)
+
+
+def _check_override(text: str, name: str) -> None:
+    """Refuse a faulty configuration before it counts as a failure of the model."""
+    try:
+        check(parse_json(text), name)
+    except LoadError as error:
+        raise InvalidRequest(f"model '{name}': {error}") from error
 
 
 def _unforeseen(error: Exception) -> Exception | None:

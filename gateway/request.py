@@ -39,6 +39,7 @@ class InferenceRequest:
     Attributes:
         id: the caller's, echoed.
         inputs: by name, with the shapes of the model's runtime.
+        rows: how many the inputs have; 1 where the model does not batch.
         outputs: names the caller asked for, in that order; never empty.
         typed: whether to send them as typed instead of raw contents.
         stages: time stamps.
@@ -46,6 +47,7 @@ class InferenceRequest:
 
     id: str
     inputs: dict[str, Array]
+    rows: int
     outputs: tuple[str, ...]
     typed: bool
     stages: Stages

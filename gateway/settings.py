@@ -28,6 +28,8 @@ class InvalidSettings(Exception):
 def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"no such directory: {path}" if not path.exists() else f"not a directory: {path}")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise ValueError(f"not readable: {path}")
     return path.resolve()
 
 
@@ -65,7 +67,7 @@ class Settings(BaseSettings):
         15.0, gt=0, allow_inf_nan=False, description="With --model-control poll: seconds between looks"
     )
     default_max_batch_size: int = Field(
-        32, ge=1, description="Rows per request for a batching model that names no limit of its own"
+        32, ge=1, description="Rows per request for a batching model whose file and config.pbtxt name no limit"
     )
     max_message_mb: int = Field(64, ge=1, le=2047, description="Largest request or response, in MiB")
     shutdown_grace_s: float = Field(
@@ -76,7 +78,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.load_model and self.model_control != "explicit":
-            raise ValueError(f"load_model needs --model-control explicit; {self.model_control} loads every model")
+            raise ValueError(f"load_model needs --model-control explicit: '{self.model_control}' loads every model")
         return self
 
 
@@ -132,7 +134,7 @@ def load(flags: CliSettingsSource[Settings], file: str | None) -> Settings:
     except ValidationError as error:
         given = {name.lower() for name in flags.env_vars}
         raise InvalidSettings("\n".join(_line(fault, given, file) for fault in error.errors())) from error
-    except ValueError as error:  # TOML that does not parse
+    except (ValueError, OSError) as error:  # TOML that does not parse, or cannot be read
         raise InvalidSettings(f"{file}: {error}") from error
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from backends.base import Array
 from gateway.model_config import Tensor, wire_datatype
+from tensorgate_client.tensors import shown
 from tensorgate_client.wire import model_config_pb2 as pb
 
 
@@ -79,8 +80,3 @@ def _rule(tensor: Tensor, batches: bool) -> TensorRule:  # noqa: FBT001
         batches,
         isinstance(tensor, pb.ModelInput) and tensor.optional,
     )
-
-
-def shown(shape: Iterable[int]) -> str:
-    """A shape as messages spell it: [2,3]."""
-    return f"[{','.join(map(str, shape))}]"

@@ -10,8 +10,7 @@ import numpy as np
 from backends.base import Array, BackendError, LoadError
 from gateway.instances import Batch, Instance
 from gateway.model_config import wire_datatype
-from gateway.tensor_rules import shown
-from tensorgate_client.tensors import DTYPES, TensorError, from_raw
+from tensorgate_client.tensors import DTYPES, TensorError, from_raw, shown
 from tensorgate_client.wire import model_config_pb2 as pb
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ def run(directory: Path, *, port: int, keep: bool) -> int:
         return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each step shows when it is done, through a pipe too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the server must not be left behind
+    for number in (signal.SIGTERM, signal.SIGHUP):  # however the demo ends, its server must not be left behind
+        signal.signal(number, signal.default_int_handler)
     try:
         return _run(directory, port, keep=keep)
     except KeyboardInterrupt:
@@ -42,6 +43,7 @@ def _run(directory: Path, port: int, *, keep: bool) -> int:
     # These bring torch and scikit-learn, which `tensorgate --help` need not wait for.
     from gateway.demo import digits, measure, process  # noqa: PLC0415
 
+    directory.mkdir(parents=True, exist_ok=True)  # before the work whose result it is to hold
     started = time.monotonic()
     data = digits.load()
     network = digits.train(data)
@@ -49,11 +51,12 @@ def _run(directory: Path, port: int, *, keep: bool) -> int:
     names = digits.export(network, directory)
     print(f"exported it to {directory}/: {', '.join(names)}")
     with process.serving(directory, port) as server:
-        print(f"serving on {server.address}; classifying the {len(data.labels)} held-out images over gRPC")
-        rows = asyncio.run(measure.all_models(server.address, names, data.images, data.labels))
+        address = server.wait_until_ready()
+        print(f"serving on {address}; classifying the {len(data.labels)} held-out images over gRPC")
+        rows = asyncio.run(measure.all_models(address, names, data.images, data.labels))
         print(f"\n{measure.table(rows)}\n")
         if keep:
-            print(_how_to_call(server.address))
+            print(_how_to_call(address))
             server.wait()
     print("the server ended cleanly" if server.exit_code == 0 else f"the server ended with code {server.exit_code}")
     return server.exit_code

@@ -6,25 +6,46 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
-_READY = re.compile(r"ready: gRPC on (\S+):(\d+)")
+_READY = re.compile(r"ready: gRPC on (\S+:\d+)")
 
 
 class Running:
-    """A server that is ready."""
+    """A server process; what it logs waits in memory, so that a full pipe never holds it up."""
 
-    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
-        self.address = address
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self._log: SimpleQueue[str | None] = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
         self.exit_code = -1
+
+    def _read(self) -> None:
+        for line in self._process.stderr or ():
+            self._log.put(line)
+        self._log.put(None)
+
+    def wait_until_ready(self) -> str:
+        """The address it serves on.
+
+        Raises:
+            OSError: it does not start; the message is its own.
+        """
+        lines = []
+        while (line := self._log.get()) is not None:
+            lines.append(line)
+            if match := _READY.search(line):
+                return match[1]
+        raise OSError("".join(lines).strip().removeprefix("tensorgate: ") or "the server ended before it was ready")
 
     def wait(self) -> None:
         """Pass its log on until it ends or Ctrl-C."""
         try:
-            for line in self._process.stderr or ():
+            while (line := self._log.get()) is not None:
                 print(line, end="", file=sys.stderr)
         except KeyboardInterrupt:
             print()
@@ -33,34 +54,21 @@ class Running:
         """Ask it to end, and wait until it has."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        self._process.communicate()
-        self.exit_code = self._process.returncode
+        self.exit_code = self._process.wait()
 
 
 @contextmanager
 def serving(repository: Path, port: int) -> Iterator[Running]:
-    """`tensorgate serve` over a repository, ended afterwards.
-
-    Raises:
-        OSError: it does not start; the message is its own.
-    """
-    command = [sys.executable, "-m", "gateway", "serve", "--model-repository", str(repository), "--port", str(port)]
+    """`tensorgate serve` over a repository, ended afterwards, come what may."""
+    # -P: a folder named like one of our packages must not get in the way.
+    command = [sys.executable, "-P", "-m", "gateway", "serve"]
+    command += ["--model-repository", str(repository), "--port", str(port)]
     # A group of its own: Ctrl-C is for the demo, which then stops the server; two signals would cut requests off.
     process = subprocess.Popen(  # noqa: S603  # our own command
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
     )
-    running = Running(process, _wait_until_ready(process))
+    running = Running(process)
     try:
         yield running
     finally:
         running.stop()
-
-
-def _wait_until_ready(process: subprocess.Popen[str]) -> str:
-    log = []
-    for line in process.stderr or ():
-        log.append(line)
-        if match := _READY.search(line):
-            return f"{match[1]}:{match[2]}"
-    process.wait()
-    raise OSError("".join(log).strip().removeprefix("tensorgate: ") or "the server ended before it was ready")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -154,6 +156,25 @@ def test_loads_again_after_it_was_closed(case: Case, load: Any, execute: Any) ->
         model = load.reload(path, declared=case.declared, backend=case.backend, close=False)
         np.testing.assert_array_equal(execute(model, x=rows(2))[case.output], rows(2) * np.float32(case.factor))
         model.close()
+
+
+KNOWN = {
+    "onnxruntime": "inter_op_thread_count, execution_mode, .*, session\\.\\*, ep\\.\\*$",
+    "torch-pt2": "device, intra_op_thread_count$",
+    "torch-torchscript": "device, intra_op_thread_count$",
+    "echo": "delay_ms$",
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_misspelt_parameters(name: str, load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The owner of a misspelt parameter finds it in the log once, beside those there are; the model is served."""
+    case = CASES[name]
+    parameters = {"intra_op_thread_cout": "2", "FORCE_CPU_ONLY": "true"}
+    load(case.filename or "nothing", case.write, parameters, declared=case.declared, backend=case.backend)
+    (text,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+    start = r"^model m/1: unknown parameter 'FORCE_CPU_ONLY', 'intra_op_thread_cout' is ignored; known: .*"
+    assert re.search(start + KNOWN[name], text)
 
 
 FILES = [name for name, case in CASES.items() if name not in ("echo", "third-party")]

@@ -119,11 +119,21 @@ def test_a_class_from_another_module(origin: str, load: Any, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("class Model:\n    def execute(self, inputs)\n", r"^model\.py does not import: SyntaxError: .*line 2"),
-        ("import not_a_module\n", r"^model\.py does not import: ModuleNotFoundError: No module named 'not_a_module'$"),
-        ("from . import nothing\n", r"^model\.py does not import: ImportError: cannot import name 'nothing'"),
-        ("1 / 0\n", r"^model\.py does not import: ZeroDivisionError: division by zero$"),
-        ("import sys; sys.exit(3)\n", r"^model\.py does not import: SystemExit: 3$"),
+        (
+            "class Model:\n    def execute(self, inputs)\n",
+            r"^model\.py line 2 does not import: SyntaxError: expected ':'$",
+        ),
+        (
+            "import not_a_module\n",
+            r"^model\.py line 1 does not import: ModuleNotFoundError: No module named 'not_a_module'$",
+        ),
+        ("from . import nothing\n", r"^model\.py line 1 does not import: ImportError: cannot import name 'nothing'"),
+        ("\n1 / 0\n", r"^model\.py line 2 does not import: ZeroDivisionError: division by zero$"),
+        ("import json; json.loads('{')\n", r"^model\.py line 1 does not import: JSONDecodeError: .*$"),
+        ("compile('(', 'elsewhere', 'exec')\n", r"^model\.py line 1 does not import: SyntaxError: .*never closed$"),
+        ("raise RuntimeError('two\\nlines')\n", r"^model\.py line 1 does not import: RuntimeError: two lines$"),
+        ("a\0b\n", r"^model\.py does not import: SyntaxError: source code .*null bytes$"),
+        ("import sys; sys.exit(3)\n", r"^model\.py line 1 does not import: SystemExit: 3$"),
         ("class Other: pass\n", r"needs a class named Model with a method execute\(self, inputs\)"),
         ("class Model: pass\n", r"needs a class named Model with a method execute\(self, inputs\)"),
         ("Model = 3\n", r"needs a class named Model with a method execute\(self, inputs\)"),
@@ -147,6 +157,18 @@ def test_what_does_not_load(text: str, message: str, load: Any) -> None:
     with pytest.raises(LoadError, match=message):
         load("model.py", text)
     assert modules() == before
+
+
+@pytest.mark.parametrize(
+    ("helper", "place"),
+    [("def f():\n    raise OSError('gone')\nf()\n", "helper.py line 2"), ("x = 1\nx = = 2\n", "helper.py line 2")],
+)
+def test_a_module_beside_it_does_not_load(helper: str, place: str, load: Any) -> None:
+    """Whoever wrote a helper.py that does not import reads which of its lines is at fault."""
+    file = load.file("model.py", using_helper(1)[0])
+    (file.parent / "helper.py").write_text(helper)
+    with pytest.raises(LoadError, match=rf"^{place} does not import: (OSError: gone|SyntaxError: invalid syntax)$"):
+        load.reload(file)
 
 
 @pytest.mark.parametrize("result", ["None", "[1]", "inputs['x']"])

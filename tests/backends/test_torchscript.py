@@ -36,6 +36,14 @@ class Keyed(nn.Module):
         return {"plus": x + 1, "minus": x - 1}
 
 
+class Unusual(nn.Module):
+    """Its receiver has a name of its own."""
+
+    def forward(s, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # noqa: N805  # what is tested
+        """Not the same when the two are swapped."""
+        return ids * 10 + mask
+
+
 class Listed(nn.Module):
     """An argument that is no tensor."""
 
@@ -109,6 +117,13 @@ def test_outputs_by_key(load: Any, execute: Any, declare: Any) -> None:
     assert {name: array[0, 0] for name, array in outputs.items()} == {"minus": 4, "plus": 6}
 
 
+def test_receiver_of_another_name(load: Any, execute: Any, declare: Any) -> None:
+    """A model whose methods do not call their receiver `self` is served like any other."""
+    model = load("model.pt", script(Unusual()), declared=declare({"INPUT__0": ROW, "INPUT__1": ROW}, {"y": ROW}))
+    ids, mask = rows(1, 2)
+    assert execute(model, INPUT__0=ids, INPUT__1=mask)["y"].tolist() == [[12, 12]]
+
+
 def test_equals_eager_torch(load: Any, execute: Any, declare: Any) -> None:
     """Numbers served are those that the model itself computes, whether it was scripted or traced."""
     x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
@@ -155,14 +170,21 @@ def test_strings(load: Any, declare: Any) -> None:
         load("model.pt", script(Keyed()), declared=declared)
 
 
-def test_lines_to_write(load: Any) -> None:
+@pytest.mark.parametrize(
+    ("module", "inputs", "outputs"),
+    [
+        (Weighted(), ["left", "right"], ["OUTPUT__0", "OUTPUT__1"]),
+        (Unusual(), ["ids", "mask"], ["OUTPUT__0"]),
+        (Keyed(), ["x"], ["OUTPUT__0"]),
+    ],
+)
+def test_lines_to_write(module: nn.Module, inputs: list[str], outputs: list[str], load: Any) -> None:
     """Whoever serves TorchScript without a configuration reads the lines to write, with the real argument names."""
     with pytest.raises(LoadError) as caught:
-        load("model.pt", script(Weighted()))
+        load("model.pt", script(module))
     assert "does not say which dtypes and shapes it takes" in str(caught.value)
     assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
         "max_batch_size: 32",
-        'input [ { name: "left" data_type: TYPE_FP32 dims: [ -1 ] } ]',
-        'input [ { name: "right" data_type: TYPE_FP32 dims: [ -1 ] } ]',
-        'output [ { name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1 ] } ]',
+        *(f'input [ {{ name: "{name}" data_type: TYPE_FP32 dims: [ -1 ] }} ]' for name in inputs),
+        *(f'output [ {{ name: "{name}" data_type: TYPE_FP32 dims: [ -1 ] }} ]' for name in outputs),
     ]

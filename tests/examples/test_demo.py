@@ -65,6 +65,31 @@ def test_the_kept_server_can_be_called_until_ctrl_c(tmp_path: Path) -> None:
         process.communicate()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_demo_ended_early_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """A user who ends the demo while its server starts gets the prompt back, and no server stays behind."""
+    process = subprocess.Popen(
+        [TENSORGATE, "demo"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert next(line for line in process.stdout if line.startswith("exported it"))
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    left = subprocess.run(
+        ["pgrep", "--session", str(process.pid), "--runstates", "DRST", "--list-full"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert left.stdout == ""
+
+
 def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
     """A user without PyTorch learns what to install, in one line."""
     code = (

@@ -166,7 +166,9 @@ class TestExplicit:
         assert infer(gateway, "kept", name="x")[0, 0] == 2
         state, reason = index(gateway)["kept/1"]
         assert state == "READY"
-        assert reason.startswith("reload failed, the former one serves on: model.py does not import: SyntaxError")
+        assert reason.startswith(
+            "reload failed, the former one serves on: model.py line 7 does not import: SyntaxError"
+        )
         builder.add("kept", scaling(3))
         load(gateway, "kept")
         assert index(gateway)["kept/1"] == ("READY", "")
@@ -200,16 +202,26 @@ class TestExplicit:
             ({"max_batchsize": 2}, "config parameter: Message type"),
             ({"max_batch_size": "many"}, "config parameter: "),
             ({"max_batch_size": -2}, "config parameter: max_batch_size is -2"),
-            ({"input": [{"name": "z", "data_type": "TYPE_FP32", "dims": [4]}]}, "config parameter: the model has no"),
         ],
     )
     def test_bad_config_in_a_request(self, gateway, builder, config, reason):
-        """A wrong `config` parameter is refused as such, and the model serves on as it was."""
+        """A wrong `config` parameter is the caller's fault: the model serves on, and nothing is said against it."""
         builder.add("steady", {"model.onnx": onnx_identity()})
         load(gateway, "steady")
         code, details = refusal(lambda: load(gateway, "steady", config))
-        assert (code, reason in details) == (grpc.StatusCode.FAILED_PRECONDITION, True), details
+        assert (code, reason in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
         assert infer(gateway, "steady", name="x").shape == (1, 4)
+        assert index(gateway)["steady/1"] == ("READY", "")
+
+    def test_config_in_a_request_that_does_not_fit_the_model(self, gateway, builder):
+        """A `config` parameter that contradicts the model is refused with the reason, and the model serves on."""
+        builder.add("firm", {"model.onnx": onnx_identity()})
+        load(gateway, "firm")
+        config = {"input": [{"name": "z", "data_type": "TYPE_FP32", "dims": [4]}]}
+        code, details = refusal(lambda: load(gateway, "firm", config))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "config parameter: the model has no" in details
+        assert infer(gateway, "firm", name="x").shape == (1, 4)
 
     def test_impatient_caller_does_not_stop_a_load(self, gateway, builder, tmp_path):
         """A client whose deadline passes during a long load finds the model ready later, not stuck half-way."""
@@ -269,3 +281,16 @@ def test_server_is_live_before_it_is_ready(repository, tmp_path):
             server.wait_until_ready()
             assert stub.ServerReady(pb.ServerReadyRequest()).ready
             assert infer(gateway, "slow", np.ones(1, np.float32), "x").tolist() == [1]
+
+
+def test_hanging_loads_do_not_stop_the_other_models(repository: RepositoryBuilder, tmp_path) -> None:
+    """Several models that never finish loading are named in the log, and the others serve all the same."""
+    gate = Gate(tmp_path / "gate", stage="load")
+    for number in range(5):
+        repository.add(f"a_hanging{number}", gate.files, gate.config)
+    repository.add("good", config=ECHO)
+    with launch("--model-repository", repository.root, "--port", "0") as server:
+        server.wait_for_log("model a_hanging0: still loading after 10 s; others no longer wait for it")
+        server.wait_for_log("model good version 1 ready")
+        gate.open()
+        server.wait_for_log("ready: gRPC on .*, 6 models ready")

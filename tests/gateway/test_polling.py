@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from support.calls import ECHO, Gate, eventually, index, infer, ready, refusal, request
-from support.models import RepositoryBuilder
+from support.models import RepositoryBuilder, onnx_identity
 from support.server import Gateway, serving
 
 
@@ -123,6 +124,33 @@ def test_busy_model_does_not_hold_up_the_others(gateway, builder, tmp_path):
     gate.open()
     assert call.result().raw_output_contents[0] == x.tobytes()
     eventually(lambda: gate.closed)
+
+
+def test_slow_load_does_not_hold_up_the_others(gateway, builder, tmp_path):
+    """A model that takes long to load does not keep the server from following other changes."""
+    gate = Gate(tmp_path / "gate", stage="load")
+    builder.add("ponderous", gate.files, gate.config)
+    eventually(lambda: gate.begun("load"))
+    folder = builder.add("quick", config=ECHO)
+    eventually(lambda: ready(gateway, "quick"))
+    shutil.rmtree(folder)
+    eventually(lambda: not ready(gateway, "quick"))
+    gate.open()
+    eventually(lambda: ready(gateway, "ponderous"))
+    assert gate.begun("load") == ["1"]
+
+
+def test_copy_under_way_is_not_loaded(gateway, builder):
+    """A model file that is still being copied is left alone until it is whole: no error, no half a model."""
+    whole = onnx_identity()
+    with (builder.add("copied") / "1" / "model.onnx").open("wb") as file:
+        for byte in whole[:40]:  # over two seconds, in which the server looks ten times
+            file.write(bytes([byte]))
+            file.flush()
+            time.sleep(0.05)
+        file.write(whole[40:])
+    eventually(lambda: ready(gateway, "copied"))
+    assert "ERROR   model copied" not in gateway.server.log
 
 
 def test_editors_leave_the_model_alone(gateway, builder, tmp_path):

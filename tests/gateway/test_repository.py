@@ -79,8 +79,8 @@ def test_model_without_config_describes_itself(gateway, model, kind, inputs, out
 
 
 def test_exported_archive_knows_its_own_batch_limit(gateway):
-    """A .pt2 file exported for at most 64 rows keeps the default limit of 32 and answers."""
-    assert config_of(gateway, "exported").max_batch_size == 32
+    """A .pt2 file exported for at most 64 rows takes 64, whatever the default for models without a limit."""
+    assert config_of(gateway, "exported").max_batch_size == 64
     answer = infer(gateway, "exported", np.ones((2, 4), np.float32), "input")
     np.testing.assert_allclose(answer, linear()(torch.ones(2, 4)).detach().numpy(), rtol=1e-5)
 

@@ -96,7 +96,7 @@ WRONG_FLAGS = [
     ),
     (
         ["--model-repository", ".", "--load-model", "m"],
-        "load_model needs --model-control explicit; none loads every model",
+        "load_model needs --model-control explicit: 'none' loads every model",
     ),
     (["--config", "/no/such.toml"], "--config: no such file: /no/such.toml"),
 ]

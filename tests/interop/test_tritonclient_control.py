@@ -57,8 +57,8 @@ def test_a_configuration_sent_along_counts(steps: list[Any]) -> None:
 def test_a_failed_load_leaves_the_former_serving(steps: list[Any]) -> None:
     """A load that fails says why, and the model that served before still does."""
     broken, rows, uploaded, unknown = steps[10:14]
-    assert broken[0] == "StatusCode.FAILED_PRECONDITION"
-    assert broken[1].startswith("failed to load 'classifier': config parameter: ")
+    assert broken[0] == "StatusCode.INVALID_ARGUMENT"
+    assert broken[1].startswith("model 'classifier': config parameter: ")
     assert rows == 2
     assert uploaded[0] == "StatusCode.UNIMPLEMENTED"
     assert "file:1/model.onnx" in uploaded[1]

@@ -31,6 +31,7 @@ BODIES = {
     "refuses": '(_ for _ in ()).throw(InvalidInput("x: expected values of at most 1, got 7"))',
     "odd_output": "np.array([[object()]])",
     "no_dict": "np.ones((9, 9, 9), object)",
+    "too_many_rows": "np.full((7, 1), b'somebody else')",
     "huge_output": "np.array([[b'y' * 70_000_000]], object)",
 }
 

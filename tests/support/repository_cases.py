@@ -116,11 +116,9 @@ def _bad_tensors(batch: str, x: str, more: str = "") -> str:
 BAD = {
     "corrupt": Case(files={"model.onnx": b"junk"}, reason="model.onnx: "),
     "no_file": Case(files={"weights.bin": b""}, reason="no model file: expected one of model.onnx, "),
-    "wrong_file": Case(
-        'backend: "onnxruntime"', {"a.onnx": b""}, reason="version 1: expected model.onnx, found a.onnx"
-    ),
+    "wrong_file": Case('backend: "onnxruntime"', {"a.onnx": b""}, reason="expected model.onnx, found a.onnx"),
     "two_files": Case(files={**ONNX, "model.py": ""}, reason="say backend: 'onnxruntime' or 'python' in config.pbtxt"),
-    "raises": Case(files={"model.py": "open('nosuch')"}, reason="model.py does not import: FileNotFoundError"),
+    "raises": Case(files={"model.py": "open('nosuch')"}, reason="model.py line 1 does not import: FileNotFoundError"),
     "bad_import": Case(files={"model.py": "from json import nosuch"}, reason="cannot import name 'nosuch' from 'json'"),
     "garbled": Case("max_batch_size: many", ONNX, reason="config.pbtxt: 1:17 : 'max_batch_size: many'"),
     "misspelt": Case("max_batchsize: 1", ONNX, reason='has no field named "max_batchsize"'),

@@ -74,6 +74,11 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
         raise TensorError(f"dtype {dtype} has no datatype in the protocol; use one of {', '.join(DTYPES)}") from None
 
 
+def shown(shape: Iterable[int]) -> str:
+    """A shape as messages spell it: [2,3]."""
+    return f"[{','.join(map(str, shape))}]"
+
+
 def from_raw(raw: Raw, datatype: str, shape: Sequence[int]) -> Array:
     """The array that `raw` holds: a read-only view of it where the layout allows, else a copy.
 
@@ -89,7 +94,7 @@ def from_raw(raw: Raw, datatype: str, shape: Sequence[int]) -> Array:
         return _object_array(_split_bytes(raw, count, shape), shape)
     expected = count * dtype.itemsize
     if len(raw) != expected:
-        raise TensorError(f"{datatype} {_brackets(shape)} takes {expected} bytes of raw contents, got {len(raw)}")
+        raise TensorError(f"{datatype} {shown(shape)} takes {expected} bytes of raw contents, got {len(raw)}")
     array = _shaped(np.frombuffer(raw, dtype, count), shape)
     return array if array.flags.aligned else array.copy()
 
@@ -121,7 +126,7 @@ def from_typed(contents: pb.InferTensorContents, datatype: str, shape: Sequence[
     values = getattr(contents, field)
     count = math.prod(shape)
     if len(values) != count:
-        raise TensorError(f"{datatype} {_brackets(shape)} takes {count} values in {field}, got {len(values)}")
+        raise TensorError(f"{datatype} {shown(shape)} takes {count} values in {field}, got {len(values)}")
     if datatype == "BYTES":
         return _object_array(values, shape)
     try:
@@ -192,14 +197,14 @@ def _split_bytes(raw: Raw, count: int, shape: Sequence[int]) -> list[bytes]:
     offset = 0
     while offset < len(view):
         if len(elements) == count:  # now, since millions of empty elements more would cost time and memory
-            raise TensorError(f"BYTES {_brackets(shape)} takes {count} elements, raw contents hold more")
+            raise TensorError(f"BYTES {shown(shape)} takes {count} elements, raw contents hold more")
         start = offset + _LENGTH.size
         if start > len(view) or (end := start + _LENGTH.unpack_from(view, offset)[0]) > len(view):
             raise TensorError(f"BYTES element {len(elements)} runs past the end of the {len(view)} raw bytes")
         elements.append(bytes(view[start:end]))
         offset = end
     if len(elements) != count:
-        raise TensorError(f"BYTES {_brackets(shape)} takes {count} elements, raw contents hold {len(elements)}")
+        raise TensorError(f"BYTES {shown(shape)} takes {count} elements, raw contents hold {len(elements)}")
     return elements
 
 
@@ -213,7 +218,7 @@ def _shaped(array: Array, shape: Sequence[int]) -> Array:
     try:
         return array.reshape(shape)
     except ValueError as error:  # [-1,-4], whose product looks right; numpy's limits: 64 dimensions, [0,2**62]
-        raise TensorError(f"no array has the shape {_brackets(shape)}: {error}") from None
+        raise TensorError(f"no array has the shape {shown(shape)}: {error}") from None
 
 
 def _as_bytes(element: object) -> bytes:
@@ -222,7 +227,3 @@ def _as_bytes(element: object) -> bytes:
     if isinstance(element, str):
         return element.encode()
     raise TensorError(f"BYTES elements are bytes or str, got {type(element).__name__}")
-
-
-def _brackets(shape: Sequence[int]) -> str:
-    return f"[{','.join(map(str, shape))}]"
