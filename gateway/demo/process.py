@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -63,12 +63,27 @@ def serving(repository: Path, port: int) -> Iterator[Running]:
     # -P: a folder named like one of our packages must not get in the way.
     command = [sys.executable, "-P", "-m", "gateway", "serve"]
     command += ["--model-repository", str(repository), "--port", str(port)]
-    # A group of its own: Ctrl-C is for the demo, which then stops the server; two signals would cut requests off.
-    process = subprocess.Popen(  # noqa: S603  # our own command
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
-    )
-    running = Running(process)
-    try:
+    with ExitStack() as ending:
+        with _undisturbed():
+            # A group of its own: Ctrl-C is for the demo, which then stops the server; two would cut requests off.
+            process = subprocess.Popen(  # noqa: S603  # our own command
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
+            )
+            running = Running(process)
+            ending.callback(running.stop)
         yield running
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back what would end the demo: between its start and our taking note of it, the server would be lost."""
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = [(number, signal.signal(number, lambda number, _: caught.append(number))) for number in numbers]
+    try:
+        yield
     finally:
-        running.stop()
+        for number, handler in former:
+            signal.signal(number, handler)
+    if caught:
+        raise KeyboardInterrupt

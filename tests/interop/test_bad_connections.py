@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -97,10 +98,13 @@ def test_a_path_that_is_not_text(gateway: Gateway, path: bytes) -> None:
 def test_noise_on_the_port_is_dropped(gateway: Gateway, noise: bytes) -> None:
     """A port scanner, a browser or a TLS client on the wrong port is turned away; others go on."""
     with connect(gateway) as connection:
-        connection.sendall(noise)
-        connection.shutdown(socket.SHUT_WR)
-        while connection.recv(65_536):
-            pass
+        try:
+            connection.sendall(noise)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65_536):
+                pass
+        except OSError as error:  # turned away at once, before all of it was said
+            assert error.errno in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)  # noqa: PT017  # either way is right
 
 
 def test_connections_may_come_and_go(gateway: Gateway) -> None:
