@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.models import RepositoryBuilder
+
+# Run in the background or by nohup, the suite and all it starts would ignore these; what users start does not.
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 _TRITONCLIENT = "tritonclient[grpc]==2.73.0"

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from gateway.demo import process
+
 _NEEDED = ("torch", "onnxruntime", "onnxscript", "sklearn")
 
 
@@ -27,7 +29,7 @@ def run(directory: Path, *, port: int, keep: bool) -> int:
         return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each step shows when it is done, through a pipe too
-    for number in (signal.SIGTERM, signal.SIGHUP):  # however the demo ends, its server must not be left behind
+    for number in process.ending_signals():  # however the demo ends, its server must not be left behind
         signal.signal(number, signal.default_int_handler)
     try:
         return _run(directory, port, keep=keep)
@@ -41,7 +43,7 @@ def run(directory: Path, *, port: int, keep: bool) -> int:
 
 def _run(directory: Path, port: int, *, keep: bool) -> int:
     # These bring torch and scikit-learn, which `tensorgate --help` need not wait for.
-    from gateway.demo import digits, measure, process  # noqa: PLC0415
+    from gateway.demo import digits, measure  # noqa: PLC0415
 
     directory.mkdir(parents=True, exist_ok=True)  # before the work whose result it is to hold
     started = time.monotonic()

@@ -57,6 +57,12 @@ class Running:
         self.exit_code = self._process.wait()
 
 
+def ending_signals() -> list[signal.Signals]:
+    """What ends a program, but for what its starter chose to ignore, as nohup does."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextmanager
 def serving(repository: Path, port: int) -> Iterator[Running]:
     """`tensorgate serve` over a repository, ended afterwards, come what may."""
@@ -78,8 +84,7 @@ def serving(repository: Path, port: int) -> Iterator[Running]:
 def _undisturbed() -> Iterator[None]:
     """Hold back what would end the demo: between its start and our taking note of it, the server would be lost."""
     caught: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = [(number, signal.signal(number, lambda number, _: caught.append(number))) for number in numbers]
+    former = [(number, signal.signal(number, lambda number, _: caught.append(number))) for number in ending_signals()]
     try:
         yield
     finally:
