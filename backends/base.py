@@ -55,11 +55,13 @@ class Signature:
         inputs, outputs: in the model's own order.
         max_batch_size: rows the first dimension of every tensor can hold together; `UNBOUNDED` without a limit,
             0 if the model does not batch.
+        deterministic: whether equal inputs always give equal outputs, so that these may be cached. Optional.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int = 0
+    deterministic: bool = True
 
     @classmethod
     def of(cls, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Signature:

@@ -3,6 +3,7 @@
 class Model:
     inputs = [("text", object, (-1, 1))]            # optional: name, numpy dtype, shape; -1 is any size
     outputs = [("length", "int32", (-1, 1))]        # without them, config.pbtxt declares the tensors
+    deterministic = False                           # optional: responses are never cached
     def load(self, source): ...                     # optional: source.directory, source.parameters, ...
     def execute(self, inputs): return {"length": ...}
     def close(self): ...                            # optional
@@ -14,6 +15,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,8 @@ def _signature(factory: type, declared: Signature) -> Signature:
             '    outputs = [("NAME", "float32", (-1, 2))]\n'
             "or declare input and output in config.pbtxt"
         )
-    return Signature.of(inputs or declared.inputs, outputs or declared.outputs) if inputs or outputs else declared
+    signature = Signature.of(inputs or declared.inputs, outputs or declared.outputs) if inputs or outputs else declared
+    return replace(signature, deterministic=bool(getattr(factory, "deterministic", True)))
 
 
 def _specs(factory: type, attribute: str) -> list[TensorSpec]:

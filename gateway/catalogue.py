@@ -112,6 +112,19 @@ class Catalogue:
             raise _unavailable(name, version, entry, [known])
         return known.model
 
+    def ready(self, name: str, version: str) -> list[ServedModel]:
+        """The versions that answer requests: one, all of a model, or with an empty name all there are.
+
+        Raises:
+            GatewayError: as `find`.
+        """
+        if version or name:
+            found = self.find(name, version)
+            if version:
+                return [found]
+        names = [name] if name else sorted(self.entries)
+        return [v.model for n in names for _, v in sorted(self.entries[n].versions.items()) if v.model]
+
     def ready_versions(self, name: str) -> list[str]:
         """The versions of a model that answer requests, ascending."""
         versions = self.entries[name].versions

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from backends.base import InvalidInput
+
 
 class GatewayError(Exception):
     """Base of the errors whose message is written for the caller."""
@@ -21,6 +23,14 @@ class ModelNotFound(GatewayError):
 
 class ModelNotReady(GatewayError):
     """The model is known, yet cannot answer now: it is loading, failed to load, or the server is going down."""
+
+
+class QueueFull(GatewayError):
+    """As many requests wait for the model as may."""
+
+
+class DeadlineExceeded(GatewayError):
+    """The request was not answered in time, or can no longer be."""
 
 
 class InvalidRequest(GatewayError):
@@ -41,6 +51,22 @@ class ModelLoadFailed(GatewayError):
 
 class ExecutionFailed(GatewayError):
     """The model failed on valid input. The cause stays in the server's log, under the error's id."""
+
+
+def restated(error: BaseException, subject: str = "") -> Exception:
+    """A fresh exception that says the same, of `subject` if it is given.
+
+    An exception raised twice, in two tasks, would gather both tracebacks. The cause stays what it was.
+    """
+    kind: type[Exception]
+    if isinstance(error, (GatewayError, InvalidInput)):
+        kind = InvalidInput if isinstance(error, InvalidInput) else type(error)  # a backend's own subclass says no more
+        text, cause = str(error), error.__cause__
+    else:
+        kind, text, cause = ExecutionFailed, "it failed on this request", error
+    new = kind(f"{subject}: {text}" if subject else text)
+    new.__cause__ = cause
+    return new
 
 
 def without_folders(text: str, root: Path) -> str:

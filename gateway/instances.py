@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from backends import base
-from backends.base import Array
+from gateway.batch import Batch, Outputs
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Batch:
-    """Inputs that run together, and when they did (`time.perf_counter_ns`)."""
-
-    inputs: dict[str, Array]
-    started_ns: int = 0
-    finished_ns: int = 0
 
 
 class Instance(Protocol):
     """Runs one batch at a time, on a thread here or anywhere else."""
 
-    def run(self, batch: Batch) -> asyncio.Future[Mapping[str, Array]]:
-        """Start the batch and stamp it; the future holds its outputs or the backend's exception."""
+    def run(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
+        """Start the batch, which stamps itself; the future holds each request's outputs or the backend's exception."""
         ...
 
     async def aclose(self) -> None:
@@ -101,16 +91,9 @@ class ThreadInstance:
             worker.stop()
             raise
 
-    def run(self, batch: Batch) -> asyncio.Future[Mapping[str, Array]]:
+    def run(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
         """Execute on the thread."""
-        return self._worker.submit(lambda: self._execute(batch))
-
-    def _execute(self, batch: Batch) -> Mapping[str, Array]:
-        batch.started_ns = time.perf_counter_ns()
-        try:
-            return self._instance.execute(batch.inputs)
-        finally:
-            batch.finished_ns = time.perf_counter_ns()
+        return self._worker.submit(partial(batch.run, self._instance.execute))
 
     async def aclose(self) -> None:
         """Close the backend's instance and end the thread."""

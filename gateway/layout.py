@@ -178,7 +178,7 @@ def source(folder: ModelFolder, version: int, registry: Registry) -> tuple[Backe
         raise LoadError(f"expected {' or '.join(expected)}, found {found}")
     declared = folder.declared
     path = directory / file if file else None
-    return info, ModelSource(folder.name, version, directory, path, declared.parameters, declared.signature)
+    return info, ModelSource(folder.name, version, directory, path, declared.backend_parameters, declared.signature)
 
 
 def _read_config(path: Path) -> Declared:

@@ -2,155 +2,194 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 from backends import base
-from backends.base import Array, InvalidInput, LoadError
+from backends.base import LoadError
 from backends.registry import Registry
-from gateway import layout, model_config, warmup
-from gateway.errors import ExecutionFailed, ModelNotReady
-from gateway.instances import Batch, Instance, ThreadInstance, Worker
+from gateway import layout, model_config, parameters, warmup
+from gateway.batch import Batch, BatchLayout
+from gateway.batcher import Batcher
+from gateway.batching_policy import BatchingPolicy
+from gateway.cache import ModelCache, ResponseCache
+from gateway.encode import encode
+from gateway.errors import restated
+from gateway.instances import Instance, ThreadInstance, Worker
+from gateway.padding import Padding
 from gateway.request import InferenceRequest
+from gateway.stats import ModelStatistics
 from gateway.tensor_rules import TensorRule, rules
-from tensorgate_client.tensors import datatype_of, shown
+from tensorgate_client import framing
 from tensorgate_client.wire import model_config_pb2 as pb
 
 _log = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """A version that answers requests until it is closed."""
+    """A version that answers requests until it is closed.
 
-    def __init__(
-        self, version: int, config: pb.ModelConfig, platform: str, instances: Sequence[Instance], model: base.Model
-    ) -> None:
+    Args:
+        version: its number.
+        config: completed.
+        runtime: the loaded model and its instances; the served model closes it.
+        cache: the server's, or None for a model whose responses are not to be kept.
+
+    Raises:
+        LoadError: a setting of batching or padding does not hold.
+    """
+
+    def __init__(self, version: int, config: pb.ModelConfig, runtime: Runtime, cache: ResponseCache | None) -> None:
         self.name = config.name
         self.version = version
         self.config = config
-        self.platform = platform
+        self.runtime = runtime
         batches = config.max_batch_size > 0
         self.inputs: Mapping[str, TensorRule] = rules(config.input, batches=batches)
         self.outputs: Mapping[str, TensorRule] = rules(config.output, batches=batches)
         self.max_batch_size: int = config.max_batch_size
-        self._model = model
-        self._instances = instances
-        self._idle = list(instances)
-        # First come, first served, even against a newcomer: `aclose` queues behind the last request.
-        self._turns = asyncio.Semaphore(len(instances))
-        self._closing = False
+        self.layout = BatchLayout(self.inputs, self.outputs, Padding.of(config))
+        self.stats = ModelStatistics()
+        self._batcher = Batcher(runtime.instances, BatchingPolicy.of(config), self.layout, self.stats.executed)
+        self._cache = cache and ModelCache(
+            cache, self._batcher, partial(encode, self.name, version), self.stats, parameters.cache_ttl_s(config)
+        )
 
     def __repr__(self) -> str:
-        busy = len(self._instances) - len(self._idle)
-        return f"<ServedModel {self.name}/{self.version} instances={len(self._instances)} busy={busy}>"
+        return f"<ServedModel {self.name}/{self.version} {self._batcher!r} {self._cache!r}>"
 
-    async def infer(self, request: InferenceRequest) -> Mapping[str, Array]:
-        """All outputs by name, as clients shape them.
+    async def infer(self, request: InferenceRequest) -> bytes:
+        """A serialized ModelInferResponse. A caller who is cancelled disturbs nobody else.
 
         Raises:
             ModelNotReady: the version is being closed.
+            QueueFull: too many requests wait for the model.
+            DeadlineExceeded: the request was not executed in time, or could not be any more.
             InvalidInput: the backend finds the caller's data at fault.
             ExecutionFailed: the backend fails on this request.
         """
-        if self._closing:
-            raise ModelNotReady(f"model '{self.name}' version {self.version} is being unloaded")
-        request.stages.cache = time.perf_counter_ns()
-        batch = Batch(request.inputs)
+        stages = request.stages
         try:
-            outputs = await self._run(batch)
-            wire = self._checked(outputs, request)
-        except InvalidInput as error:
-            raise InvalidInput(f"model '{self.name}': {error}") from error
-        except Exception as error:
-            raise ExecutionFailed(f"model '{self.name}' failed on this request") from error
+            response = await (self._kept_or_computed(request) if self._cache else self._computed(request))
+        except BaseException as error:
+            self.stats.failed(stages)
+            if isinstance(error, Exception):
+                told = restated(error, f"model '{self.name}'")
+                raise told from told.__cause__
+            raise
+        stages.encode = time.perf_counter_ns()
+        self.stats.succeeded(stages)
+        return response
+
+    async def _computed(self, request: InferenceRequest) -> bytes:
+        request.stages.cache = time.perf_counter_ns()
+        outputs, batch = await self._batcher.infer(request)
+        self._note(request, batch)
+        return encode(self.name, self.version, request, outputs, request.id)
+
+    async def _kept_or_computed(self, request: InferenceRequest) -> bytes:
+        assert self._cache  # noqa: S101
+        response, batch = await self._cache.infer(request)
+        if batch:
+            self._note(request, batch)
+        return framing.append_id(response, request.id)
+
+    def _note(self, request: InferenceRequest, batch: Batch) -> None:
         request.stages.queue, request.stages.execute = batch.started_ns, batch.finished_ns
-        return wire
-
-    async def _run(self, batch: Batch) -> Mapping[str, Array]:
-        await self._turns.acquire()
-        instance = self._idle.pop()
-        running = instance.run(batch)
-        # A cancelled caller leaves at once; its instance is busy until the backend is through.
-        running.add_done_callback(lambda _: self._release(instance))
-        return await asyncio.shield(running)
-
-    def _release(self, instance: Instance) -> None:
-        self._idle.append(instance)
-        self._turns.release()
-
-    def _checked(self, outputs: Mapping[str, Array], request: InferenceRequest) -> Mapping[str, Array]:
-        """The requested outputs, once the backend is known to have kept its own promises about them."""
-        wire = {}
-        for name in request.outputs:
-            rule = self.outputs[name]
-            if name not in outputs:
-                raise ValueError(f"the backend gave no output '{name}', only {', '.join(outputs) or 'none'}")
-            array = rule.to_wire(outputs[name])
-            datatype = datatype_of(array.dtype)
-            if not rule.admits(datatype, array.shape):
-                raise ValueError(f"output '{name}': expected {rule}, the backend gave {datatype} {shown(array.shape)}")
-            if rule.batches and array.shape[0] != request.rows:
-                raise ValueError(f"output '{name}': expected {request.rows} rows, the backend gave {array.shape[0]}")
-            wire[name] = array
-        return wire
+        self.stats.computed(request.stages, batch)
 
     async def aclose(self) -> None:
         """Refuse new requests, let those under way finish, free the model."""
-        self._closing = True
-        for _ in self._instances:
-            await self._turns.acquire()
-        await _free(self.name, self._instances, self._model)
+        await self._batcher.aclose()
+        if self._cache:
+            self._cache.close()
+        await self.runtime.aclose()
 
 
-async def load(
-    folder: layout.ModelFolder, version: int, registry: Registry, default_max_batch_size: int
-) -> ServedModel:
-    """Load a version, start its instances and warm them up.
+@dataclass(slots=True)
+class Runtime:
+    """A loaded model and its instances, of which at least the first has a thread.
 
-    Raises:
-        Exception: whatever the backend raises, LoadError if it foresaw it; nothing is left behind.
-        CancelledError: the server is going down. What the backend is busy with is left to end with the process.
+    Attributes:
+        name: for logs.
+        platform: what clients are told the model runs on.
+        model, instances: what `aclose` frees.
     """
-    worker = Worker(f"{folder.name}/{version}#0")
-    instances: list[ThreadInstance] = []
-    model: base.Model | None = None
-    try:
-        info, source = await worker.submit(lambda: layout.source(folder, version, registry))
-        model = await worker.submit(lambda: registry.backend(info).load(source))
-        config = model_config.complete(folder.declared, _normalised(model.signature), default_max_batch_size)
-        _name(config, folder.name, info.name, source.file.name if source.file else "")
-        count = sum(group.count for group in config.instance_group)
-        for index in range(count):
-            owner = worker if index == 0 else Worker(f"{folder.name}/{version}#{index}")
-            instances.append(await ThreadInstance.start(owner, model))
-        served = ServedModel(version, config, info.platform or info.name, instances, model)
-        for instance in instances:
-            await warmup.run(served, instance, folder.path)
-    except Exception:
-        await _free(folder.name, instances, model)
-        worker.stop()
-        raise
-    return served
 
+    name: str
+    platform: str
+    model: base.Model
+    instances: list[Instance] = field(default_factory=list)
 
-async def _free(name: str, instances: Sequence[Instance], model: base.Model | None) -> None:
-    """Close what a model holds, whatever its own `close` methods do."""
-    for instance in instances:
+    async def aclose(self) -> None:
+        """Close what the model holds, whatever its own `close` methods do."""
+        for instance in self.instances:
+            try:
+                await instance.aclose()
+            except Exception:
+                _log.warning("model %s: an instance failed to close", self.name, exc_info=True)
+        worker = Worker(f"{self.name} close")  # freeing weights can take a while, which the event loop does not have
         try:
-            await instance.aclose()
+            await worker.submit(self.model.close)
         except Exception:
-            _log.warning("model %s: an instance failed to close", name, exc_info=True)
-    if model is None:
-        return
-    worker = Worker(f"{name} close")  # freeing weights can take a while, which the event loop does not have
-    try:
-        await worker.submit(model.close)
-    except Exception:
-        _log.warning("model %s failed to close", name, exc_info=True)
-    finally:
-        worker.stop()
+            _log.warning("model %s failed to close", self.name, exc_info=True)
+        finally:
+            worker.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Loads versions of models.
+
+    Attributes:
+        registry: the backends.
+        default_max_batch_size: rows, for a batching model that names no limit.
+        cache: the server's.
+    """
+
+    registry: Registry
+    default_max_batch_size: int
+    cache: ResponseCache
+
+    async def load(self, folder: layout.ModelFolder, version: int) -> ServedModel:
+        """Load a version, start its instances and warm them up.
+
+        Raises:
+            Exception: whatever the backend raises, LoadError if it foresaw it; nothing is left behind.
+            CancelledError: the server is going down. What the backend is busy with is left to end with the process.
+        """
+        worker = Worker(f"{folder.name}/{version}#0")
+        runtime: Runtime | None = None
+        try:
+            info, source = await worker.submit(lambda: layout.source(folder, version, self.registry))
+            model = await worker.submit(lambda: self.registry.backend(info).load(source))
+            runtime = Runtime(folder.name, info.platform or info.name, model)
+            signature = _normalised(model.signature)
+            config = model_config.complete(folder.declared, signature, self.default_max_batch_size)
+            _name(config, folder.name, info.name, source.file.name if source.file else "")
+            for index in range(sum(group.count for group in config.instance_group)):
+                owner = worker if index == 0 else Worker(f"{folder.name}/{version}#{index}")
+                runtime.instances.append(await ThreadInstance.start(owner, model))
+            served = ServedModel(version, config, runtime, self._cache_for(config, signature))
+            for instance in runtime.instances:
+                await warmup.run(served, instance, folder.path)
+        except Exception:
+            if runtime:
+                await runtime.aclose()
+            worker.stop()
+            raise
+        return served
+
+    def _cache_for(self, config: pb.ModelConfig, signature: base.Signature) -> ResponseCache | None:
+        if not config.response_cache.enable:
+            return None
+        if not (signature.deterministic and parameters.deterministic(config)):
+            _log.warning("model %s is declared non-deterministic: its responses are not cached", config.name)
+            return None
+        return self.cache
 
 
 def _normalised(signature: base.Signature) -> base.Signature:
@@ -160,6 +199,7 @@ def _normalised(signature: base.Signature) -> base.Signature:
             tuple(base.TensorSpec.of(*spec) for spec in signature.inputs),
             tuple(base.TensorSpec.of(*spec) for spec in signature.outputs),
             signature.max_batch_size,
+            bool(getattr(signature, "deterministic", True)),  # a foreign one need not have it
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise LoadError(f"the backend's signature does not follow the contract: {error}") from error

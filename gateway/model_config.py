@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf import json_format, text_format
 
 from backends.base import UNBOUNDED, LoadError, Signature, TensorSpec
+from gateway import parameters
 from tensorgate_client.tensors import DTYPES, datatype_of, shown
 from tensorgate_client.wire import model_config_pb2 as pb
 
@@ -44,9 +45,9 @@ class Declared:
         )
 
     @property
-    def parameters(self) -> dict[str, str]:
-        """The `parameters` map as plain strings."""
-        return {key: value.string_value for key, value in self.proto.parameters.items()}
+    def backend_parameters(self) -> dict[str, str]:
+        """The `parameters` as plain strings, without the gateway's own."""
+        return {key: value.string_value for key, value in self.proto.parameters.items() if key not in parameters.OWN}
 
 
 def parse_text(text: str) -> Declared:
@@ -178,6 +179,7 @@ def complete(declared: Declared, signature: Signature, default_max_batch_size: i
 def _complete(declared: Declared, signature: Signature, default_max_batch_size: int) -> pb.ModelConfig:
     config = pb.ModelConfig()
     config.CopyFrom(declared.proto)
+    signature = _batched(config, signature)
     config.max_batch_size = _batch_size(declared, signature, default_max_batch_size)
     _complete_tensors("input", config.input, signature.inputs, config.max_batch_size)
     _complete_tensors("output", config.output, signature.outputs, config.max_batch_size)
@@ -185,6 +187,19 @@ def _complete(declared: Declared, signature: Signature, default_max_batch_size: 
     if missing:
         raise LoadError(f"the model also has input {_quoted(missing)}: declare all inputs or none")
     return config
+
+
+def _batched(config: pb.ModelConfig, signature: Signature) -> Signature:
+    """The signature as the batcher makes it: it fills up the batches of a model that was built for a fixed size."""
+    sizes = parameters.batch_sizes(config)
+    first = {spec.shape[:1] for spec in (*signature.inputs, *signature.outputs)}
+    if signature.max_batch_size or len(sizes) != 1 or first != {sizes}:
+        return signature
+    opened = [
+        tuple(spec._replace(shape=(-1, *spec.shape[1:])) for spec in specs)
+        for specs in (signature.inputs, signature.outputs)
+    ]
+    return replace(signature, inputs=opened[0], outputs=opened[1], max_batch_size=sizes[0])
 
 
 def _batch_size(declared: Declared, signature: Signature, default: int) -> int:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import LoadError
-from backends.registry import Registry
 from gateway import layout
 from gateway.catalogue import UNLOADED, Catalogue, Entry, IndexRow, State, Version
 from gateway.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, ModelNotReady, without_folders
-from gateway.model import load
+from gateway.model import Loader
 from gateway.model_config import check, parse_json
 
 _log = logging.getLogger(__name__)
@@ -33,15 +32,13 @@ class Repository:
 
     Args:
         root: the folder.
-        registry: the backends.
-        default_max_batch_size: rows, for a batching model that names no limit.
+        loader: of versions.
         on_ready: told a model's name whenever it becomes ready or ceases to be.
     """
 
-    def __init__(self, root: Path, registry: Registry, default_max_batch_size: int, on_ready: ReadyListener) -> None:
+    def __init__(self, root: Path, loader: Loader, on_ready: ReadyListener) -> None:
         self._root = root
-        self._registry = registry
-        self._default_max_batch_size = default_max_batch_size
+        self._loader = loader
         self._on_ready = on_ready
         self.catalogue = Catalogue()
         self._entries = self.catalogue.entries
@@ -189,7 +186,7 @@ class Repository:
             current.state, current.reason = State.LOADING, ""
         started = time.monotonic()
         try:
-            model = await load(folder, number, self._registry, self._default_max_batch_size)
+            model = await self._loader.load(folder, number)
         except Exception as error:
             current.fail(reason := _reason(error, self._root))
             _log.error("model %s version %d: %s", folder.name, number, current.reason, exc_info=_unforeseen(error))

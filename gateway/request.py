@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from math import inf
 
 from backends.base import Array
 
@@ -41,13 +42,19 @@ class InferenceRequest:
         inputs: by name, with the shapes of the model's runtime.
         rows: how many the inputs have; 1 where the model does not batch.
         outputs: names the caller asked for, in that order; never empty.
-        typed: whether to send them as typed instead of raw contents.
         stages: time stamps.
+        typed: whether to send the outputs as typed instead of raw contents.
+        deadline: when the caller stops waiting (`time.perf_counter`), infinite if it does not say.
+        timeout_s: how long the request may wait to be executed, infinite if the caller does not say.
+        priority: as the caller sent it, 1 being the most urgent; 0 if it did not.
     """
 
     id: str
     inputs: dict[str, Array]
     rows: int
     outputs: tuple[str, ...]
-    typed: bool
-    stages: Stages
+    stages: Stages = field(default_factory=Stages)
+    typed: bool = False
+    deadline: float = inf
+    timeout_s: float = inf
+    priority: int = 0

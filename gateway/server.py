@@ -16,6 +16,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from backends.registry import Registry
 from gateway import layout, polling
+from gateway.cache import ResponseCache
+from gateway.model import Loader
 from gateway.repository import Repository
 from gateway.servicer import SERVICE, ServerState, Servicer
 from gateway.settings import Settings
@@ -45,9 +47,9 @@ class Server:
         self._settings = settings
         self._state = ServerState()
         self._health = health.aio.HealthServicer()
-        self._repository = Repository(
-            settings.model_repository, Registry(), settings.default_max_batch_size, self._note_model
-        )
+        cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
+        loader = Loader(Registry(), settings.default_max_batch_size, cache)
+        self._repository = Repository(settings.model_repository, loader, self._note_model)
         self._wanted: list[str] = []
         self._polling: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from math import inf
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
 
-from gateway import codec
 from gateway.catalogue import State
+from gateway.decode import decode
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered
 from gateway.repository import Repository
 from gateway.request import Stages
@@ -24,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 NAME = "tensorgate"
-EXTENSIONS = ("model_configuration", "model_repository", "binary_tensor_data")
+EXTENSIONS = ("model_configuration", "model_repository", "schedule_policy", "statistics", "binary_tensor_data")
 """The protocol's extensions that work here; ServerMetadata names them, and clients go by that."""
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Handler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+Handler: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class Servicer:
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_model_load,
             "RepositoryModelUnload": self._repository_model_unload,
@@ -106,7 +109,7 @@ class Servicer:
         async def answer(message: bytes, context: Context) -> bytes:
             state.enter()
             try:
-                return await handler(message)
+                return await handler(message, context)
             except Exception as error:  # the table is total: nothing but a status reaches the caller
                 await context.abort(*status_of(error, rpc))
                 raise
@@ -137,7 +140,7 @@ class Servicer:
         return pb.ModelMetadataResponse(
             name=model.name,
             versions=self._catalogue.ready_versions(model.name),
-            platform=model.platform,
+            platform=model.runtime.platform,
             inputs=[tensor(name=r.name, datatype=r.datatype, shape=r.shape) for r in model.inputs.values()],
             outputs=[tensor(name=r.name, datatype=r.datatype, shape=r.shape) for r in model.outputs.values()],
         )
@@ -145,13 +148,20 @@ class Servicer:
     async def _model_config(self, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
         return pb.ModelConfigResponse(config=self._catalogue.find(request.name, request.version).config)
 
-    async def _model_infer(self, message: bytes) -> bytes:
+    async def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+        response = pb.ModelStatisticsResponse()
+        for model in self._catalogue.ready(request.name, request.version):
+            model.stats.fill(response.model_stats.add(name=model.name, version=str(model.version)))
+        return response
+
+    async def _model_infer(self, message: bytes, context: Context) -> bytes:
         if self._state.draining:
             raise ModelNotReady("the server is shutting down: try another one")
         stages = Stages()
-        model, request = codec.decode(message, self._catalogue.find, stages)
-        outputs = await model.infer(request)
-        response = codec.encode(model, request, outputs)
+        left = context.time_remaining()
+        deadline = inf if left is None else time.perf_counter() + left
+        model, request = decode(message, self._catalogue.find, stages, deadline)
+        response = await model.infer(request)
         if self._debug:
             _log.debug("%s/%d id=%r %s", model.name, model.version, request.id, stages)
         return response
@@ -195,14 +205,14 @@ def _parsing(rpc: Any, method: Callable[[Any], Awaitable[Message]]) -> Handler:
     """`method` between bytes and bytes."""
     request_type = getattr(pb, rpc.input_type.name)
 
-    async def handle(message: bytes) -> bytes:
+    async def handle(message: bytes, _: Context) -> bytes:
         return (await method(request_type.FromString(message))).SerializeToString()
 
     return handle
 
 
 def _refusing(rpc: str) -> Handler:
-    async def refuse(_: bytes) -> bytes:
+    async def refuse(_: bytes, __: Context) -> bytes:
         raise NotOffered(f"this server does not offer {rpc}")
 
     return refuse

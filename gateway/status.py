@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 _CODES: dict[type[Exception], StatusCode] = {
     errors.ModelNotFound: StatusCode.NOT_FOUND,
     errors.ModelNotReady: StatusCode.UNAVAILABLE,
+    errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
     errors.NotOffered: StatusCode.UNIMPLEMENTED,
     errors.NotAllowed: StatusCode.FAILED_PRECONDITION,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backends.base import Array, BackendError, LoadError
-from gateway.instances import Batch, Instance
+from gateway.batch import Batch
+from gateway.instances import Instance
 from gateway.model_config import wire_datatype
+from gateway.request import InferenceRequest
 from tensorgate_client.tensors import DTYPES, TensorError, from_raw, shown
 from tensorgate_client.wire import model_config_pb2 as pb
 
@@ -33,9 +35,10 @@ async def run(model: ServedModel, instance: Instance, path: Path) -> None:
     """
     for warmup in model.config.model_warmup:
         try:
-            inputs = _inputs(warmup, model, path)
+            rows = max(warmup.batch_size, 1)
+            request = InferenceRequest("", _inputs(warmup, model, path), rows, tuple(model.outputs))
             for _ in range(max(warmup.count, 1)):
-                await instance.run(Batch(inputs))
+                await instance.run(Batch([request], model.layout))
         except Exception as error:
             reason = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
             raise LoadError(f"model_warmup '{warmup.name}': {reason}") from error

@@ -75,7 +75,7 @@ def test_a_failing_model_is_internal(gateway: Gateway, name: str) -> None:
     code, details = refusal(gateway, request(X, model=name, raw=[ROW]))
     assert code == grpc.StatusCode.INTERNAL
     match = re.fullmatch(
-        rf"model '{name}' failed on this request: internal error, id (\w{{12}}); "
+        rf"model '{name}': it failed on this request: internal error, id (\w{{12}}); "
         "the server's log has the cause under that id",
         details,
     )

@@ -16,6 +16,8 @@ _LENGTH_DELIMITED = 2
 _REQUEST_TAG = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 _RESPONSE_TAG = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
+_ID_TAG = bytes([pb.ModelInferResponse.ID_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
+
 _SMALL = 4096  # bytes below which protobuf's own copies cost less than looking for the fields in Python
 _LONGEST_TAG = 5  # bytes of a 32-bit varint; protobuf refuses longer spellings of a tag
 _MOST_FIELDS = 256  # more come only from a hostile or a very odd sender; protobuf then scans faster
@@ -42,6 +44,14 @@ def serialize_infer_response(response: pb.ModelInferResponse, raw: Iterable[Raw]
         parts.append(_varint(_RESPONSE_TAG) + _varint(len(contents)))
         parts.append(contents)
     return b"".join(parts)
+
+
+def append_id(response: bytes, request_id: str) -> bytes:
+    """A serialized ModelInferResponse that lacks an id, with one; fields may come in any order."""
+    if not request_id:
+        return response
+    encoded = request_id.encode()
+    return b"".join((response, _ID_TAG, _varint(len(encoded)), encoded))
 
 
 def _cut(message: bytes, tag: int) -> tuple[bytes, list[Raw]] | None:

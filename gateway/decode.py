@@ -1,12 +1,13 @@
-"""The wire's ModelInfer messages <-> the gateway's requests: the stages `decode` and `encode`."""
+"""Stage `decode`: a serialized ModelInferRequest becomes a request that fits its model."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 from backends.base import Array
-from gateway.errors import ExecutionFailed, InvalidRequest, NotOffered
+from gateway.errors import InvalidRequest, NotOffered
 from gateway.model import ServedModel
 from gateway.request import InferenceRequest, Stages
 from gateway.tensor_rules import TensorRule
@@ -15,12 +16,9 @@ from tensorgate_client.tensors import (
     TYPED_FIELDS,
     Raw,
     TensorError,
-    datatype_of,
     from_raw,
     from_typed,
     shown,
-    to_raw,
-    to_typed,
 )
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -29,19 +27,25 @@ FindModel = Callable[[str, str], ServedModel]
 _BINARY = "binary_data_output"
 """The binary data extension's parameter: false asks for typed contents instead of raw ones."""
 
+_PRIORITY, _TIMEOUT = "priority", "timeout"
+"""The schedule policy extension's parameters: a level, 1 being the most urgent; microseconds to wait at most."""
+
 _NOT_OFFERED = {
     "shared_memory_region": "shared memory",
     "classification": "the classification extension",
 }
 
 
-def decode(message: bytes, find: FindModel, stages: Stages) -> tuple[ServedModel, InferenceRequest]:
+def decode(
+    message: bytes, find: FindModel, stages: Stages, deadline: float = inf
+) -> tuple[ServedModel, InferenceRequest]:
     """A serialized ModelInferRequest and the model it is for.
 
     Args:
         message: as received; arrays stay views of it where the layout allows.
         find: model by name and version.
         stages: began when the message arrived.
+        deadline: when the caller stops waiting (`time.perf_counter`).
 
     Raises:
         DecodeError: `message` is no ModelInferRequest.
@@ -51,12 +55,26 @@ def decode(message: bytes, find: FindModel, stages: Stages) -> tuple[ServedModel
     """
     proto, raw = framing.parse_infer_request(message)
     model = find(proto.model_name, proto.model_version)
+    try:
+        request = _decode(model, proto, raw, stages)
+    except Exception:
+        model.stats.failed(stages)
+        raise
+    request.deadline = deadline
+    stages.decode = time.perf_counter_ns()
+    return model, request
+
+
+def _decode(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequence[Raw], stages: Stages) -> InferenceRequest:
     inputs = _decode_inputs(model, proto, raw)
     rows = _rows(model, proto) if model.max_batch_size else 1
     outputs = _requested(model, proto)
-    typed = _wants_typed(model, proto, outputs)
-    stages.decode = time.perf_counter_ns()
-    return model, InferenceRequest(proto.id, inputs, rows, outputs, typed, stages)
+    request = InferenceRequest(proto.id, inputs, rows, outputs, stages)
+    if proto.parameters:
+        request.typed = _wants_typed(model, proto, outputs)
+        request.priority = _number(model, proto, _PRIORITY)
+        request.timeout_s = _number(model, proto, _TIMEOUT) / 1e6 or inf
+    return request
 
 
 def _decode_inputs(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequence[Raw]) -> dict[str, Array]:
@@ -165,30 +183,19 @@ def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest, outputs: Seque
     return True
 
 
+def _number(model: ServedModel, proto: pb.ModelInferRequest, key: str) -> int:
+    """A parameter that is a whole number; 0 if it is not there."""
+    if key not in proto.parameters:
+        return 0
+    parameter = proto.parameters[key]
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param") or (value := int(getattr(parameter, kind))) < 0:
+        got = str(parameter).strip() or "nothing"
+        raise InvalidRequest(f"model '{model.name}': parameter '{key}': expected int64_param of at least 0, got {got}")
+    return value
+
+
 def _refuse_extensions(subject: str, parameters: Mapping[str, pb.InferParameter]) -> None:
     for key, extension in _NOT_OFFERED.items():
         if key in parameters:
             raise NotOffered(f"{subject}: this server does not offer {extension} (parameter '{key}')")
-
-
-def encode(model: ServedModel, request: InferenceRequest, outputs: Mapping[str, Array]) -> bytes:
-    """A serialized ModelInferResponse with the requested outputs.
-
-    Raises:
-        ExecutionFailed: the model gave BYTES elements that are neither bytes nor text.
-    """
-    response = pb.ModelInferResponse(model_name=model.name, model_version=str(model.version), id=request.id)
-    raw: list[Raw] = []
-    try:
-        for name in request.outputs:
-            array = outputs[name]
-            tensor = response.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
-            if request.typed:
-                tensor.contents.CopyFrom(to_typed(array))
-            else:
-                raw.append(to_raw(array))
-    except ValueError as error:
-        raise ExecutionFailed(f"model '{model.name}' failed on this request") from error
-    message = framing.serialize_infer_response(response, raw)
-    request.stages.encode = time.perf_counter_ns()
-    return message

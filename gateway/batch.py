@@ -1,0 +1,127 @@
+"""Requests that run together: put into one set of arrays, executed, taken apart again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from backends.base import Array
+from gateway.padding import Padding, stack
+from gateway.request import InferenceRequest
+from gateway.tensor_rules import TensorRule
+from tensorgate_client.tensors import datatype_of, shown
+
+Outputs: TypeAlias = Mapping[str, Array]
+Execute: TypeAlias = Callable[[dict[str, Array]], Outputs]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLayout:
+    """What the batches of a model have in common.
+
+    Attributes:
+        inputs, outputs: the model's, by name.
+        padding: what is filled up.
+    """
+
+    inputs: Mapping[str, TensorRule]
+    outputs: Mapping[str, TensorRule]
+    padding: Padding = field(default_factory=Padding)
+
+    def shape_of(self, request: InferenceRequest) -> Hashable:
+        """Equal for requests that may share a batch: their inputs' shapes, after padding, without the rows.
+
+        Raises:
+            InvalidInput: inputs differ in a size that padding takes for one.
+        """
+        inputs = request.inputs
+        if self.padding.axes:
+            return tuple((n, self.padding.shape_of(n, inputs[n], inputs)) for n in self.inputs if n in inputs)
+        return tuple([(n, inputs[n].shape[1:]) for n in self.inputs if n in inputs])
+
+
+@dataclass(slots=True)
+class Batch:
+    """One execution. `run` belongs on the instance's thread; times are `time.perf_counter_ns`.
+
+    Attributes:
+        requests: of one shape.
+        layout: the model's.
+        rows: of all requests together, without padding.
+        started_ns, assembled_ns, executed_ns, finished_ns: when it began, had its inputs, had its outputs, and had
+            given every request its own; 0 while it has not.
+    """
+
+    requests: Sequence[InferenceRequest]
+    layout: BatchLayout
+    rows: int = 0
+    started_ns: int = 0
+    assembled_ns: int = 0
+    executed_ns: int = 0
+    finished_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = sum(request.rows for request in self.requests)
+
+    def run(self, execute: Execute) -> list[Outputs]:
+        """Execute; each request's own requested outputs, in the requests' order and as clients shape them.
+
+        Raises:
+            Exception: whatever `execute` raises, or ValueError if it does not keep its promises.
+        """
+        self.started_ns = time.perf_counter_ns()
+        inputs = self._assembled()
+        self.assembled_ns = time.perf_counter_ns()
+        outputs = execute(inputs)
+        self.executed_ns = time.perf_counter_ns()
+        answers = self._apart(self._checked(outputs))
+        self.finished_ns = time.perf_counter_ns()
+        return answers
+
+    @property
+    def _padded_rows(self) -> int:
+        return self.layout.padding.rows(self.rows)
+
+    def _assembled(self) -> dict[str, Array]:
+        padding, first = self.layout.padding, self.requests[0].inputs
+        if len(self.requests) == 1 and not padding.axes and not padding.batch_sizes:
+            return first
+        rows = self._padded_rows
+        return {
+            name: stack(
+                [request.inputs[name] for request in self.requests], (rows, *padding.shape_of(name, first[name], first))
+            )
+            for name in first
+        }
+
+    def _checked(self, outputs: Outputs) -> dict[str, Array]:
+        """The requested outputs, once the backend is known to have kept its own promises about them."""
+        checked = {}
+        for name in dict.fromkeys(name for request in self.requests for name in request.outputs):
+            rule = self.layout.outputs[name]
+            if name not in outputs:
+                raise ValueError(f"the backend gave no output '{name}', only {', '.join(outputs) or 'none'}")
+            array = rule.to_wire(outputs[name])
+            datatype = datatype_of(array.dtype)
+            if not rule.admits(datatype, array.shape):
+                raise ValueError(f"output '{name}': expected {rule}, the backend gave {datatype} {shown(array.shape)}")
+            if rule.batches and array.shape[0] != self._padded_rows:
+                raise ValueError(f"output '{name}': expected {self._padded_rows} rows, the backend gave {len(array)}")
+            checked[name] = array
+        return checked
+
+    def _apart(self, outputs: dict[str, Array]) -> list[Outputs]:
+        padding = self.layout.padding
+        if len(self.requests) == 1 and not padding.axes and not padding.batch_sizes:
+            return [outputs]
+        answers: list[Outputs] = []
+        row = 0
+        for request in self.requests:
+            rows = slice(row, row := row + request.rows)
+            own = {name: outputs[name][rows] for name in request.outputs}
+            if padding.axes:
+                own = {name: padding.cut(name, array, request.inputs) for name, array in own.items()}
+            answers.append(own)
+        return answers

@@ -1,0 +1,266 @@
+"""Dynamic batcher: what waits for a model runs together, on whichever instance is free first.
+
+Everything happens on the event loop, so nothing is locked. Which jobs run, expire or are too late is decided by
+`RequestQueue`; this module carries it out and is the one place where a job's future is settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
+
+from gateway.batch import Batch, BatchLayout, Outputs
+from gateway.batching_policy import BatchingPolicy
+from gateway.durations import Durations
+from gateway.errors import DeadlineExceeded, ModelNotReady, restated
+from gateway.instances import Instance
+from gateway.request import InferenceRequest
+from gateway.request_queue import Job, RequestQueue
+
+_log = logging.getLogger(__name__)
+
+Executed = Callable[[Batch], None]
+
+
+class Batcher:
+    """The queue and the instances of one model version.
+
+    Args:
+        instances: each runs one batch at a time.
+        policy: how requests become batches.
+        layout: how batches are put together.
+        on_executed: told every batch that was executed well.
+        clock: seconds; `InferenceRequest.deadline` is in its terms.
+    """
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        policy: BatchingPolicy,
+        layout: BatchLayout,
+        on_executed: Executed,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._policy = policy
+        self._layout = layout
+        self._on_executed = on_executed
+        self._clock = clock
+        self._durations = Durations()
+        self._queue = RequestQueue(policy, self._durations)
+        self._retries: deque[list[Job]] = deque()
+        self._idle = list(instances)
+        self._running = 0
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._closing = False
+        self._drained = asyncio.Event()
+
+    def __repr__(self) -> str:
+        retrying = sum(map(len, self._retries))
+        return f"<Batcher waiting={len(self._queue)} running={self._running} retrying={retrying}>"
+
+    async def infer(self, request: InferenceRequest) -> tuple[Outputs, Batch]:
+        """A request's own outputs, and the batch it ran in. A cancelled caller leaves its batch undisturbed.
+
+        Raises:
+            ModelNotReady: the version is being closed.
+            QueueFull: too many requests wait.
+            DeadlineExceeded: it was not executed in time, or could not be any more.
+            InvalidInput: the backend finds the caller's data at fault.
+            ExecutionFailed: the backend fails on this request, also when it is alone.
+        """
+        job = self.submit(request)
+        try:
+            outputs = await job.future
+        except asyncio.CancelledError:
+            self.discard(job)
+            raise
+        assert job.batch is not None  # noqa: S101
+        return outputs, job.batch
+
+    def submit(self, request: InferenceRequest) -> Job:
+        """Queue a request; its outputs, or what `infer` raises, come by the job's future.
+
+        Raises:
+            ModelNotReady, QueueFull, DeadlineExceeded, InvalidInput: as `infer`.
+        """
+        if self._closing:
+            raise ModelNotReady("it is being unloaded: try again shortly, or another server")
+        now = self._clock()
+        level = self._policy.level(request.priority)
+        shape = self._layout.shape_of(request)
+        if request.deadline < inf:
+            left = request.deadline - now
+            takes = self._durations.expected(shape, request.rows, now)
+            if left < takes or left <= 0:
+                raise _too_late(left, takes)
+        self._queue.check_room(level)
+        patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
+        job = Job(request, shape, self._loop.create_future(), level, request.deadline, now, patience)
+        self._queue.add(job)
+        self._schedule()
+        return job
+
+    def time_left(self, request: InferenceRequest) -> float:
+        """Seconds that a request may wait from now on before it is answered anyway; infinite without a limit."""
+        policy = self._policy.queue_at(self._policy.level(request.priority))
+        left = request.deadline - self._clock()
+        return left if policy.delays else min(left, policy.wait_s(request.timeout_s))
+
+    def extend(self, job: Job, request: InferenceRequest) -> None:
+        """Let a further, equal request wait for a job: it becomes as urgent, and waits as long, as either wants."""
+        now = self._clock()
+        level = self._policy.level(request.priority)
+        patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
+        queued = job.order is not None
+        if queued:
+            self._queue.remove(job)
+        job.level = min(job.level, level)
+        job.deadline = max(job.deadline, request.deadline)
+        job.patience = max(job.patience, patience)
+        if queued:
+            self._queue.add(job)
+
+    def discard(self, job: Job) -> bool:
+        """Drop a job whose callers are gone, if it still waits; what executes is not interrupted."""
+        if job.order is None:
+            return False
+        self._queue.remove(job)
+        job.future.cancel()
+        self._schedule()  # the last one out may be what closing waits for
+        return True
+
+    async def aclose(self) -> None:
+        """Refuse new requests and return when the last one is through; if cancelled, refuse what waits, too."""
+        self._closing = True
+        self._queue.holds_back = False  # nobody will come to join
+        self._schedule()
+        try:
+            await self._drained.wait()
+        except asyncio.CancelledError:
+            for job in [*self._queue, *(job for jobs in self._retries for job in jobs)]:
+                self._fail(job, ModelNotReady("it was unloaded before the request's turn came"))
+                self.discard(job)
+            self._retries.clear()
+            raise
+        finally:
+            if self._timer:
+                self._timer.cancel()
+
+    def _schedule(self) -> None:
+        """Look at the queue once everything that is arriving at this moment has been queued."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        """Answer what has expired, and start a batch on every idle instance that there is one for."""
+        self._scheduled = False
+        now = self._clock()
+        for job in self._queue.expire(now):
+            self._fail(job, DeadlineExceeded(f"not executed within the {_ms(now - job.arrived)} it could wait"))
+        while self._idle and (jobs := self._next(now)):
+            self._start(self._idle.pop(), jobs)
+        self._set_timer(now)
+        if self._closing and not (self._running or self._queue or self._retries):
+            self._drained.set()
+
+    def _next(self, now: float) -> list[Job]:
+        while self._retries:
+            if jobs := [job for job in self._retries.popleft() if not self._gone(job, now)]:
+                return jobs
+        jobs, late = self._queue.take(now)
+        for job in late:
+            takes = self._durations.expected(job.shape, job.request.rows, now)
+            self._fail(job, _too_late(job.deadline - now, takes))
+        return jobs
+
+    def _gone(self, job: Job, now: float) -> bool:
+        """Whether nobody waits for a job any more; one whose deadline has passed is answered here."""
+        if not job.future.done() and job.deadline <= now:
+            self._fail(job, DeadlineExceeded("not executed in time"))
+        return job.future.done()
+
+    def _start(self, instance: Instance, jobs: list[Job]) -> None:
+        batch = Batch([job.request for job in jobs], self._layout)
+        for job in jobs:
+            job.batch = batch
+        self._running += 1
+        try:
+            running = instance.run(batch)
+        except Exception as error:
+            running = self._loop.create_future()
+            running.set_exception(error)
+        running.add_done_callback(partial(self._ended, instance, jobs, self._clock()))
+
+    def _ended(
+        self, instance: Instance, jobs: list[Job], started: float, running: asyncio.Future[list[Outputs]]
+    ) -> None:
+        """The instance goes on with the next batch; meanwhile the jobs of this one are settled."""
+        self._idle.append(instance)
+        error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        if error is None:
+            now = self._clock()
+            self._durations.add(jobs[0].shape, sum(job.request.rows for job in jobs), now - started, now)
+        elif len(jobs) > 1:
+            self._split(jobs, error)
+        try:
+            self._dispatch()
+        finally:
+            if error is None:
+                self._settle(jobs, running.result())
+            elif len(jobs) == 1:
+                self._fail(jobs[0], restated(error))
+            self._running -= 1
+            if self._closing:
+                self._schedule()
+
+    def _split(self, jobs: list[Job], error: BaseException) -> None:
+        """Try the members of a failed batch apart, so that only those fail whose fault it is."""
+        _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
+        alive = [job for job in jobs if not job.future.done()]
+        middle = (len(alive) + 1) // 2
+        self._retries.extend(half for half in (alive[:middle], alive[middle:]) if half)
+
+    def _settle(self, jobs: list[Job], answers: list[Outputs]) -> None:
+        batch = jobs[0].batch
+        assert batch is not None  # noqa: S101
+        self._on_executed(batch)
+        for job, outputs in zip(jobs, answers, strict=True):  # `Batch.run` gives one for each
+            if not job.future.done():
+                job.future.set_result(outputs)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if not job.future.done():
+            job.future.set_exception(error)
+
+    def _set_timer(self, now: float) -> None:
+        """Wake up when the queue wants it. A timer set for earlier is left alone: it finds out that it is early."""
+        wakes = self._queue.wakes(now, idle=bool(self._idle))
+        if wakes >= self._timer_at:
+            return
+        if self._timer:
+            self._timer.cancel()
+        self._timer_at = wakes
+        self._timer = self._loop.call_later(max(wakes - now, 0), self._wake)
+
+    def _wake(self) -> None:
+        self._timer, self._timer_at = None, inf
+        self._dispatch()
+
+
+def _too_late(left: float, takes: float) -> DeadlineExceeded:
+    if left <= 0:
+        return DeadlineExceeded("the deadline had passed before the request could be executed")
+    return DeadlineExceeded(f"cannot be answered in the {_ms(left)} left: it takes about {_ms(takes)}")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms"

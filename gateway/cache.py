@@ -1,0 +1,222 @@
+"""Response cache: equal requests are computed once, also while the first of them is still being computed.
+
+`ResponseCache` is the server's one store, bounded by bytes. Each model version that caches has a `ModelCache` in front
+of it, which knows the key of a request and which requests are being computed at this moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from math import inf
+
+import numpy as np
+from blake3 import blake3
+from cachetools import LRUCache
+
+from backends.base import Array
+from gateway.batch import Batch, Outputs
+from gateway.batcher import Batcher
+from gateway.errors import DeadlineExceeded, restated
+from gateway.request import InferenceRequest
+from gateway.request_queue import Job
+from gateway.stats import ModelStatistics
+from tensorgate_client.tensors import datatype_of
+
+_OVERHEAD = 400
+"""Bytes of bookkeeping that an entry costs beside its response, as measured; without them small ones would be free."""
+
+_generations = count()
+
+Encode = Callable[[InferenceRequest, Outputs], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A serialized response, when it gets too old, and whose it is."""
+
+    response: bytes
+    expires: float
+    generation: int
+
+
+class ResponseCache:
+    """Serialized responses by key, the least recently used giving way first.
+
+    Args:
+        max_bytes: of all entries together.
+        clock: seconds.
+    """
+
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._entries: LRUCache[Hashable, _Entry] = LRUCache(max_bytes, lambda entry: len(entry.response) + _OVERHEAD)
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<ResponseCache entries={len(self._entries)} bytes={self.used_bytes} of {self._entries.maxsize:.0f}>"
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of all entries."""
+        return int(self._entries.currsize)
+
+    def get(self, key: bytes) -> bytes | None:
+        """The response kept under `key`."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry.expires <= self._clock():
+            del self._entries[key]
+            return None
+        return entry.response
+
+    def put(self, key: bytes, response: bytes, generation: int, ttl_s: float) -> None:
+        """Keep a response for `ttl_s`, unless it is larger than the whole cache."""
+        if len(response) + _OVERHEAD <= self._entries.maxsize:
+            self._entries[key] = _Entry(response, self._clock() + ttl_s, generation)
+
+    def forget(self, generation: int) -> None:
+        """Drop everything of a load that is no longer served."""
+        for key in [key for key, entry in self._entries.items() if entry.generation == generation]:
+            del self._entries[key]
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """One computation, and everyone who waits for its response."""
+
+    job: Job
+    lookup_ns: int
+    waiters: set[asyncio.Future[bytes]] = field(default_factory=set)
+
+
+class ModelCache:
+    """The cache as one load of a model version sees it.
+
+    Args:
+        store: the server's.
+        batcher: computes what is not there.
+        encode: makes a response, without the request's id.
+        stats: where hits and misses are counted.
+        ttl_s: how long a response holds.
+    """
+
+    def __init__(
+        self, store: ResponseCache, batcher: Batcher, encode: Encode, stats: ModelStatistics, ttl_s: float = inf
+    ) -> None:
+        self._store = store
+        self._batcher = batcher
+        self._encode = encode
+        self._stats = stats
+        self._ttl_s = ttl_s
+        # Part of every key: no load answers from another's entries, be it of another model, version or time.
+        self._generation = next(_generations)
+        self._flights: dict[bytes, _Flight] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def __repr__(self) -> str:
+        return f"<ModelCache in_flight={len(self._flights)} {self._store!r}>"
+
+    async def infer(self, request: InferenceRequest) -> tuple[bytes, Batch | None]:
+        """The response, and the batch if it was computed for this very request.
+
+        Raises:
+            GatewayError, InvalidInput: as `Batcher.infer`. Failures are not kept.
+        """
+        stages = request.stages
+        key = self._key(request)
+        response = self._store.get(key)
+        stages.cache = time.perf_counter_ns()
+        if response is None:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = _Flight(self._batcher.submit(request), stages.cache - stages.decode)
+                flight.job.future.add_done_callback(partial(self._landed, key, flight))
+                return await self._wait(key, flight, request), flight.job.batch
+            self._batcher.extend(flight.job, request)
+            response = await self._wait(key, flight, request)
+            stages.cache = time.perf_counter_ns()
+        self._stats.hit(stages)
+        return response, None
+
+    def close(self) -> None:
+        """Drop what this load has kept."""
+        self._store.forget(self._generation)
+
+    def _key(self, request: InferenceRequest) -> bytes:
+        """128 bits over all that can change the response; cryptographic, so that nobody can make two requests meet.
+
+        Of the request's parameters only the form of the response counts: no backend gets to see any.
+        """
+        header: list[object] = [self._generation, request.outputs, request.typed]
+        contents = []
+        for name in sorted(request.inputs):
+            array = request.inputs[name]
+            header += (name, datatype_of(array.dtype), array.shape)
+            contents.append(_contents(array))
+        digest = blake3(repr(header).encode())
+        for part in contents:
+            digest.update(part)
+        return digest.digest(16)
+
+    async def _wait(self, key: bytes, flight: _Flight, request: InferenceRequest) -> bytes:
+        """The flight's response for one of those who wait for it; whoever gives up leaves it to the others."""
+        waiter: asyncio.Future[bytes] = self._loop.create_future()
+        flight.waiters.add(waiter)
+        left = self._batcher.time_left(request)
+        timer = self._loop.call_later(left, _give_up, flight, waiter) if left < inf else None
+        try:
+            return await waiter
+        finally:
+            if timer:
+                timer.cancel()
+            flight.waiters.discard(waiter)
+            if not flight.waiters and self._batcher.discard(flight.job):
+                self._flights.pop(key, None)
+
+    def _landed(self, key: bytes, flight: _Flight, future: asyncio.Future[Outputs]) -> None:
+        """Keep the response and hand it to everyone who waits."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if future.cancelled():
+            return
+        error, response = future.exception(), b""
+        if error is None:
+            try:
+                response = self._encode(flight.job.request, future.result())
+            except Exception as failure:
+                error = failure
+            else:
+                encoded = time.perf_counter_ns()
+                self._store.put(key, response, self._generation, self._ttl_s)
+                self._stats.cache_miss.add(flight.lookup_ns + time.perf_counter_ns() - encoded)
+        for waiter in flight.waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(response)
+            else:
+                waiter.set_exception(restated(error))
+
+
+_VIEWED = 32 * 1024  # bytes above which a view costs less than a copy
+
+
+def _contents(array: Array) -> bytes | memoryview:
+    """An array's contents, unambiguous for its datatype and shape."""
+    if array.dtype.hasobject:
+        elements = list(array.flat)
+        return np.array([len(element) for element in elements], np.int64).tobytes() + b"".join(elements)
+    if array.nbytes < _VIEWED or not array.flags.c_contiguous:
+        return array.tobytes()
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _give_up(flight: _Flight, waiter: asyncio.Future[bytes]) -> None:
+    """Answer one whose time is up while the computation waits on for the others; what executes already is awaited."""
+    if not waiter.done() and flight.job.order is not None:
+        waiter.set_exception(DeadlineExceeded("not executed in the time it could wait"))

@@ -1,0 +1,80 @@
+"""Entries of config.pbtxt's `parameters` that the gateway heeds itself; all others are the backend's."""
+
+from __future__ import annotations
+
+from math import inf, isfinite
+
+from backends.base import LoadError
+from tensorgate_client.wire import model_config_pb2 as pb
+
+PAD = "pad"
+"""Dimensions to pad, and to which sizes: see `padding.py`."""
+
+BATCH_SIZES = "batch_sizes"
+"""The only numbers of rows that the model runs with."""
+
+DETERMINISTIC = "deterministic"
+"""false: equal inputs may give different outputs, so responses are never cached."""
+
+CACHE_TTL_S = "response_cache_ttl_s"
+"""Seconds for which a cached response holds."""
+
+OWN = frozenset((PAD, BATCH_SIZES, DETERMINISTIC, CACHE_TTL_S))
+
+
+def batch_sizes(config: pb.ModelConfig) -> tuple[int, ...]:
+    """The declared batch sizes in rows, ascending; none if any will do.
+
+    Raises:
+        LoadError: they are no numbers above 0.
+    """
+    return sizes(config.parameters[BATCH_SIZES].string_value, BATCH_SIZES) if BATCH_SIZES in config.parameters else ()
+
+
+def deterministic(config: pb.ModelConfig) -> bool:
+    """Whether equal inputs give equal outputs; so it is unless it is denied.
+
+    Raises:
+        LoadError: the parameter is neither yes nor no.
+    """
+    text = _text(config, DETERMINISTIC, "true").lower()
+    if text not in _SWITCH:
+        raise LoadError(f"parameter '{DETERMINISTIC}': expected one of {', '.join(_SWITCH)}, got '{text}'")
+    return _SWITCH[text]
+
+
+_SWITCH = {"true": True, "false": False, "1": True, "0": False}
+
+
+def cache_ttl_s(config: pb.ModelConfig) -> float:
+    """Seconds for which a response may be kept, infinite if nothing is said.
+
+    Raises:
+        LoadError: the parameter is no number above 0.
+    """
+    text = _text(config, CACHE_TTL_S, "")
+    if not text:
+        return inf
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not isfinite(seconds) or seconds <= 0:
+        raise LoadError(f"parameter '{CACHE_TTL_S}': expected seconds above 0, as '300', got '{text}'")
+    return seconds
+
+
+def sizes(text: str, key: str) -> tuple[int, ...]:
+    """Sizes separated by spaces or commas, ascending.
+
+    Raises:
+        LoadError: there is none, or one is no whole number above 0.
+    """
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise LoadError(f"parameter '{key}': expected sizes above 0, as '1 8 32', got '{text}'")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _text(config: pb.ModelConfig, key: str, default: str) -> str:
+    return config.parameters[key].string_value.strip() if key in config.parameters else default

@@ -1,0 +1,234 @@
+"""Requests that wait for an instance, and which of them run next. Synchronous and without a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, TypeAlias
+
+from backends.base import Array
+from gateway.batching_policy import BatchingPolicy
+from gateway.durations import Durations
+from gateway.errors import QueueFull
+from gateway.request import InferenceRequest
+
+if TYPE_CHECKING:
+    from gateway.batch import Batch
+
+_DUE_S = 1.0
+"""A request without a deadline is due this long after it came: what has deadlines may overtake it, not for ever."""
+
+Order: TypeAlias = tuple[int, bool, float, int]
+"""Priority level, whether it waited too long, when it is due, and as the last resort which came first."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request between its arrival and its answer. All times are the clock's seconds.
+
+    Attributes:
+        request: what to run.
+        shape: equal for requests that may share a batch.
+        future: of the outputs.
+        level: of priority.
+        deadline: when the caller stops waiting.
+        arrived: when it was queued.
+        patience: when it has waited too long.
+        order: its place while it is queued, else None.
+        batch: the latest one it ran in.
+    """
+
+    request: InferenceRequest
+    shape: Hashable
+    future: asyncio.Future[Mapping[str, Array]]
+    level: int
+    deadline: float
+    arrived: float
+    patience: float
+    delayed: bool = False
+    order: Order | None = None
+    batch: Batch | None = None
+
+    @property
+    def expires(self) -> float:
+        """When it is answered if it still waits."""
+        return self.deadline if self.delayed else min(self.deadline, self.patience)
+
+
+class _Sorted:
+    """Jobs by a key. Queues are short and mostly appended to, so that a list beats a tree."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self) -> None:
+        self._items: list[tuple[tuple[float, ...], Job]] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for _, job in self._items)
+
+    def add(self, key: tuple[float, ...], job: Job) -> None:
+        insort(self._items, (key, job))  # keys differ, so jobs are never compared
+
+    def remove(self, key: tuple[float, ...]) -> None:
+        del self._items[bisect_left(self._items, (key,))]
+
+    @property
+    def first_key(self) -> tuple[float, ...]:
+        return self._items[0][0]
+
+    @property
+    def first(self) -> Job:
+        return self._items[0][1]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Queued jobs of one shape."""
+
+    jobs: _Sorted = field(default_factory=_Sorted)
+    rows: int = 0
+
+
+class RequestQueue:
+    """The waiting requests of one model version. Touched by the event loop alone.
+
+    Args:
+        policy: how requests wait and what makes a batch.
+        durations: how long batches take.
+    """
+
+    def __init__(self, policy: BatchingPolicy, durations: Durations) -> None:
+        self._policy = policy
+        self._durations = durations
+        self._groups: dict[Hashable, _Group] = {}
+        self._expiring = _Sorted()
+        self._waiting: dict[int, int] = {}
+        self._numbers = count()
+        self.holds_back = bool(policy.preferred_rows) or policy.max_delay_s > 0
+
+    def __len__(self) -> int:
+        return sum(self._waiting.values())
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for group in self._groups.values() for job in group.jobs)
+
+    def check_room(self, level: int) -> None:
+        """Refuse a further job of a level whose queue is full.
+
+        Raises:
+            QueueFull: it is.
+        """
+        limit = self._policy.queue_at(level).max_size
+        if self._waiting.get(level, 0) >= limit:
+            raise QueueFull(f"{limit} requests wait already (max_queue_size): try again later or elsewhere")
+
+    def add(self, job: Job) -> None:
+        """Queue a job."""
+        due = min(job.deadline, job.patience, job.arrived + _DUE_S)
+        job.order = (job.level, job.delayed, due, next(self._numbers))
+        group = self._groups.get(job.shape)
+        if group is None:
+            group = self._groups[job.shape] = _Group()
+        group.jobs.add(job.order, job)
+        group.rows += job.request.rows
+        self._waiting[job.level] = self._waiting.get(job.level, 0) + 1
+        if job.expires < inf:
+            self._expiring.add((job.expires, job.order[-1]), job)
+
+    def remove(self, job: Job) -> None:
+        """Take a queued job out."""
+        assert job.order is not None  # noqa: S101
+        group = self._groups[job.shape]
+        group.jobs.remove(job.order)
+        group.rows -= job.request.rows
+        if not group.rows:
+            del self._groups[job.shape]
+        self._waiting[job.level] -= 1
+        if job.expires < inf:
+            self._expiring.remove((job.expires, job.order[-1]))
+        job.order = None
+
+    def expire(self, now: float) -> list[Job]:
+        """Take out what has waited too long; where the policy says so, it goes behind the others instead."""
+        expired = []
+        while self._expiring and (job := self._expiring.first).expires <= now:
+            self.remove(job)
+            if job.deadline > now and self._policy.queue_at(job.level).delays:
+                job.delayed = True
+                self.add(job)
+            else:
+                expired.append(job)
+        return expired
+
+    def take(self, now: float) -> tuple[list[Job], list[Job]]:
+        """Take out what runs next on an idle instance, and what cannot be answered in time any more.
+
+        Returns:
+            The jobs of one batch, of one shape and within the policy's limit, none if nothing is to run now; and the
+            jobs that such a batch would answer too late.
+        """
+        late: list[Job] = []
+        while (group := self._next_group(now)) is not None:
+            shape = group.jobs.first.shape
+            limit = self._rows_to_run(group, now)
+            ends = now + self._durations.expected(shape, min(limit, group.rows), now)
+            jobs: list[Job] = []
+            while group.jobs and (job := group.jobs.first).request.rows <= limit:
+                self.remove(job)
+                if job.deadline < ends:
+                    late.append(job)
+                else:
+                    jobs.append(job)
+                    limit -= job.request.rows
+            if jobs:
+                return jobs, late
+        return [], late
+
+    def wakes(self, now: float, *, idle: bool) -> float:
+        """When the queue wants to be looked at again, if nothing comes or ends before."""
+        expires = self._expiring.first.expires if self._expiring else inf
+        if not (idle and self.holds_back):
+            return expires
+        return min([expires, *(self._ripe_at(group, now) for group in self._groups.values())])
+
+    def _next_group(self, now: float) -> _Group | None:
+        """Of the shapes of which enough waits, or has waited long enough, the one whose first job is most urgent."""
+        if self.holds_back:
+            ripe = [group for group in self._groups.values() if self._rows_to_run(group, now)]
+        else:
+            ripe = list(self._groups.values())
+        return min(ripe, key=lambda group: group.jobs.first_key, default=None)
+
+    def _rows_to_run(self, group: _Group, now: float) -> int:
+        """Most rows of the next batch of a shape; 0 while it is worth waiting for more."""
+        limit = self._policy.max_rows
+        if not self.holds_back:
+            return limit
+        if preferred := self._preferred(group):
+            return preferred
+        full = group.rows >= limit and not self._policy.preferred_rows
+        return limit if full or now >= self._ripe_at(group, now) else 0
+
+    def _preferred(self, group: _Group) -> int:
+        """The largest preferred batch size that the first jobs of a shape make up exactly, or 0."""
+        best = rows = 0
+        for job in group.jobs:
+            rows += job.request.rows
+            if rows > self._policy.max_rows:
+                break
+            if rows in self._policy.preferred_rows:
+                best = rows
+        return best
+
+    def _ripe_at(self, group: _Group, now: float) -> float:
+        """When a shape's jobs run however few they are: holding them back takes at most half of the time they have."""
+        takes = self._durations.expected(group.jobs.first.shape, group.rows, now)
+        held = min(job.arrived for job in group.jobs) + self._policy.max_delay_s
+        return min([held, *((job.arrived + job.expires) / 2 - takes for job in group.jobs)])
