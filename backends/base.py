@@ -108,7 +108,11 @@ class Instance(Protocol):
 
 
 class Model(Protocol):
-    """A loaded version, whose weights its instances share where the runtime allows."""
+    """A loaded version, whose weights its instances share where the runtime allows.
+
+    One that knows how many bytes its weights take says so in an attribute `memory`: a mapping by device, "CPU:0" or
+    "GPU:1". It may be left out.
+    """
 
     @property
     def signature(self) -> Signature:

@@ -48,6 +48,7 @@ class TorchModel:
 
     def __init__(self, program: Program, device: torch.device, threads: int) -> None:
         self.signature: Signature = program.signature
+        self.memory = program.memory
         self._program = program
         self._device = device
         self._threads = threads

@@ -17,7 +17,7 @@ from torch.export.pt2_archive import _package as archives
 from torch.utils import _pytree as pytree
 
 from backends.base import UNBOUNDED, InvalidInput, LoadError, ModelSource, Signature, TensorSpec
-from backends.torch_program import DTYPES, Program, first_line, output_names, paths
+from backends.torch_program import DTYPES, Program, Run, first_line, memory_of, output_names, paths
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _OPAQUE = re.compile(r"data/constants/opaque_obj")
@@ -45,17 +45,17 @@ def load(path: str, source: ModelSource, device: torch.device) -> Program:
 
         exported = move_to_device_pass(exported, device)
     signature, wanted = _signature(exported, source)
-    return Program(signature, _runner(exported, wanted))
+    # Sizes are checked either way; the guards would check them once more, by code generated at load.
+    module = exported.module(check_guards=False)
+    return Program(signature, _runner(exported, module, wanted), memory_of(module))
 
 
-def _runner(exported: torch.export.ExportedProgram, wanted: Sequence[int]) -> Any:
+def _runner(exported: torch.export.ExportedProgram, module: torch.nn.Module, wanted: Sequence[int]) -> Run:
     in_spec = exported.call_spec.in_spec
     arguments = [s.arg for s in exported.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     slots = [i for i, argument in enumerate(arguments) if not isinstance(argument, ConstantArgument)]
     constants = [a.value if isinstance(a, ConstantArgument) else None for a in arguments]
     names = {_torch_path(path): argument.name for path, argument in zip(paths(in_spec), arguments, strict=True)}
-    # Sizes are checked either way; the guards would check them once more, by code generated at load.
-    module = exported.module(check_guards=False)
 
     def run(tensors: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         leaves: list[Any] = list(constants)

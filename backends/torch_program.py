@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -37,10 +38,24 @@ _INDEX = re.compile(r".*__(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Something that runs, and the names, dtypes and shapes of its tensors in the order `run` takes and gives."""
+    """Something that runs, and the names, dtypes and shapes of its tensors in the order `run` takes and gives.
+
+    Attributes:
+        memory: bytes of its weights by device, as `backends.base.Model.memory`; empty where the format does not tell.
+    """
 
     signature: Signature
     run: Run
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+
+def memory_of(module: torch.nn.Module) -> dict[str, int]:
+    """Bytes of a module's parameters and buffers by device, such as "CPU:0"."""
+    held: Counter[str] = Counter()
+    for tensor in (*module.parameters(), *module.buffers()):
+        kind = "GPU" if tensor.device.type == "cuda" else tensor.device.type.upper()
+        held[f"{kind}:{tensor.device.index or 0}"] += tensor.nbytes
+    return dict(held)
 
 
 def paths(spec: pytree.TreeSpec) -> list[pytree.KeyPath]:

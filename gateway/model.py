@@ -124,6 +124,11 @@ class Runtime:
     model: base.Model
     instances: list[Instance] = field(default_factory=list)
 
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes by device, as "CPU:0"; empty if the backend cannot tell."""
+        return getattr(self.model, "memory", {})  # optional in the contract
+
     async def aclose(self) -> None:
         """Close what the model holds, whatever its own `close` methods do."""
         for instance in self.instances:

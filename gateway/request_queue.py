@@ -79,6 +79,9 @@ class _Sorted:
     def remove(self, key: tuple[float, ...]) -> None:
         del self._items[bisect_left(self._items, (key,))]
 
+    def remove_first(self, number: int) -> None:
+        del self._items[:number]
+
     @property
     def first_key(self) -> tuple[float, ...]:
         return self._items[0][0]
@@ -147,13 +150,7 @@ class RequestQueue:
         assert job.order is not None  # noqa: S101
         group = self._groups[job.shape]
         group.jobs.remove(job.order)
-        group.rows -= job.request.rows
-        if not group.rows:
-            del self._groups[job.shape]
-        self._waiting[job.level] -= 1
-        if job.expires < inf:
-            self._expiring.remove((job.expires, job.order[-1]))
-        job.order = None
+        self._left(group, job)
 
     def expire(self, now: float) -> list[Job]:
         """Take out what has waited too long; where the policy says so, it goes behind the others instead."""
@@ -180,16 +177,32 @@ class RequestQueue:
             limit = self._rows_to_run(group, now)
             ends = now + self._durations.expected(shape, min(limit, group.rows), now)
             jobs: list[Job] = []
-            while group.jobs and (job := group.jobs.first).request.rows <= limit:
-                self.remove(job)
+            seen = 0
+            for job in group.jobs:
                 if job.deadline < ends:
                     late.append(job)
-                else:
+                elif job.request.rows <= limit:
                     jobs.append(job)
                     limit -= job.request.rows
+                else:
+                    break
+                seen += 1
+                self._left(group, job)
+            group.jobs.remove_first(seen)
             if jobs:
                 return jobs, late
         return [], late
+
+    def _left(self, group: _Group, job: Job) -> None:
+        """A job was taken out of its group."""
+        assert job.order is not None  # noqa: S101
+        group.rows -= job.request.rows
+        if not group.rows:
+            del self._groups[job.shape]
+        self._waiting[job.level] -= 1
+        if job.expires < inf:
+            self._expiring.remove((job.expires, job.order[-1]))
+        job.order = None
 
     def wakes(self, now: float, *, idle: bool) -> float:
         """When the queue wants to be looked at again, if nothing comes or ends before."""

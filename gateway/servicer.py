@@ -151,7 +151,11 @@ class Servicer:
     async def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         response = pb.ModelStatisticsResponse()
         for model in self._catalogue.ready(request.name, request.version):
-            model.stats.fill(response.model_stats.add(name=model.name, version=str(model.version)))
+            stats = response.model_stats.add(name=model.name, version=str(model.version))
+            model.stats.fill(stats)
+            for device, held in model.runtime.memory.items():
+                kind, _, number = device.partition(":")
+                stats.memory_usage.add(type=kind, id=int(number or 0), byte_size=held)
         return response
 
     async def _model_infer(self, message: bytes, context: Context) -> bytes:
