@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test newest lint format protos clean
+.PHONY: help demo serve test newest bench lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,6 +23,9 @@ test: $(VENV)/.dev  ## run the test suite
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test
 
+bench: $(VENV)/.dev  ## measure the gateway on this machine; ONLY=minilm runs one part, QUICK=1 a short run
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks $(ONLY) $(if $(QUICK),--quick)
+
 lint: $(VENV)/.dev  ## style, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,7 +40,7 @@ protos: $(VENV)/.dev  ## regenerate the Python stubs from protos/
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-* demo-models minilm-models clients/node/node_modules
+	rm -rf .venv .venv-* .benchmarks demo-models minilm-models clients/node/node_modules
 
 $(BIN)/python:
 	@echo "creating $(VENV)"
