@@ -31,7 +31,7 @@ class BatchLayout:
     padding: Padding = field(default_factory=Padding)
 
     def shape_of(self, request: InferenceRequest) -> Hashable:
-        """Equal for requests that may share a batch: their inputs' shapes, after padding, without the rows.
+        """Equal for requests that may share a batch: their inputs' shapes, after padding, without their rows.
 
         Raises:
             InvalidInput: inputs differ in a size that padding takes for one.
@@ -39,7 +39,7 @@ class BatchLayout:
         inputs = request.inputs
         if self.padding.axes:
             return tuple((n, self.padding.shape_of(n, inputs[n], inputs)) for n in self.inputs if n in inputs)
-        return tuple([(n, inputs[n].shape[1:]) for n in self.inputs if n in inputs])
+        return tuple([(n, inputs[n].shape[rule.batches :]) for n, rule in self.inputs.items() if n in inputs])
 
 
 @dataclass(slots=True)

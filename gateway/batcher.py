@@ -1,7 +1,7 @@
 """Dynamic batcher: what waits for a model runs together, on whichever instance is free first.
 
 Everything happens on the event loop, so nothing is locked. Which jobs run, expire or are too late is decided by
-`RequestQueue`; this module carries it out and is the one place where a job's future is settled.
+`RequestQueue`; this module carries it out and is the one place where a job is answered.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import inf
+from typing import cast
 
 from gateway.batch import Batch, BatchLayout, Outputs
 from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
 from gateway.errors import DeadlineExceeded, ModelNotReady, restated
 from gateway.instances import Instance
+from gateway.job import Job, Receiver
 from gateway.request import InferenceRequest
-from gateway.request_queue import Job, RequestQueue
+from gateway.request_queue import RequestQueue
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +55,9 @@ class Batcher:
         self._durations = Durations()
         self._queue = RequestQueue(policy, self._durations)
         self._retries: deque[list[Job]] = deque()
+        self._instances = len(instances)
         self._idle = list(instances)
-        self._running = 0
+        self._ends: dict[Instance, float] = {}  # when those that run are expected to be free
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -64,7 +67,7 @@ class Batcher:
 
     def __repr__(self) -> str:
         retrying = sum(map(len, self._retries))
-        return f"<Batcher waiting={len(self._queue)} running={self._running} retrying={retrying}>"
+        return f"<Batcher waiting={len(self._queue)} running={len(self._ends)} retrying={retrying}>"
 
     async def infer(self, request: InferenceRequest) -> tuple[Outputs, Batch]:
         """A request's own outputs, and the batch it ran in. A cancelled caller leaves its batch undisturbed.
@@ -76,17 +79,17 @@ class Batcher:
             InvalidInput: the backend finds the caller's data at fault.
             ExecutionFailed: the backend fails on this request, also when it is alone.
         """
-        job = self.submit(request)
+        future: asyncio.Future[Outputs] = self._loop.create_future()
+        job = self.submit(request, future)
         try:
-            outputs = await job.future
+            outputs = await future
         except asyncio.CancelledError:
             self.discard(job)
             raise
-        assert job.batch is not None  # noqa: S101
-        return outputs, job.batch
+        return outputs, cast(Batch, job.batch)
 
-    def submit(self, request: InferenceRequest) -> Job:
-        """Queue a request; its outputs, or what `infer` raises, come by the job's future.
+    def submit(self, request: InferenceRequest, receiver: Receiver) -> Job:
+        """Queue a request; the receiver gets its outputs, or what `infer` raises.
 
         Raises:
             ModelNotReady, QueueFull, DeadlineExceeded, InvalidInput: as `infer`.
@@ -96,14 +99,14 @@ class Batcher:
         now = self._clock()
         level = self._policy.level(request.priority)
         shape = self._layout.shape_of(request)
-        if request.deadline < inf:
-            left = request.deadline - now
-            takes = self._durations.expected(shape, request.rows, now)
-            if left < takes or left <= 0:
-                raise _too_late(left, takes)
-        self._queue.check_room(level)
         patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
-        job = Job(request, shape, self._loop.create_future(), level, request.deadline, now, patience)
+        job = Job(request, receiver, shape, level, request.deadline, now, patience)
+        if job.deadline < inf:
+            free_at = now if self._idle else max(now, min(self._ends.values()))
+            answers_at = self._queue.answers_at(job, free_at, self._instances, now)
+            if answers_at > job.deadline:
+                raise _too_late(job.deadline - now, answers_at - now)
+        self._queue.check_room(level)
         self._queue.add(job)
         self._schedule()
         return job
@@ -133,7 +136,6 @@ class Batcher:
         if job.order is None:
             return False
         self._queue.remove(job)
-        job.future.cancel()
         self._schedule()  # the last one out may be what closing waits for
         return True
 
@@ -145,9 +147,9 @@ class Batcher:
         try:
             await self._drained.wait()
         except asyncio.CancelledError:
-            for job in [*self._queue, *(job for jobs in self._retries for job in jobs)]:
-                self._fail(job, ModelNotReady("it was unloaded before the request's turn came"))
+            for job in [*self._queue, *self._retried()]:
                 self.discard(job)
+                self._fail(job, ModelNotReady("it was unloaded before the request's turn came"))
             self._retries.clear()
             raise
         finally:
@@ -161,89 +163,97 @@ class Batcher:
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Answer what has expired, and start a batch on every idle instance that there is one for."""
         self._scheduled = False
+        self._advance()
+        if self._closing and not (self._ends or self._queue or self._retries):
+            self._drained.set()
+
+    def _advance(self) -> None:
+        """Answer what has expired, and start a batch on every idle instance that there is one for."""
         now = self._clock()
         for job in self._queue.expire(now):
             self._fail(job, DeadlineExceeded(f"not executed within the {_ms(now - job.arrived)} it could wait"))
+        for job in self._retried():
+            if job.deadline <= now:
+                self._fail(job, DeadlineExceeded("not executed in time"))
         while self._idle and (jobs := self._next(now)):
-            self._start(self._idle.pop(), jobs)
+            self._start(self._idle.pop(), jobs, now)
         self._set_timer(now)
-        if self._closing and not (self._running or self._queue or self._retries):
-            self._drained.set()
 
     def _next(self, now: float) -> list[Job]:
         while self._retries:
-            if jobs := [job for job in self._retries.popleft() if not self._gone(job, now)]:
+            if jobs := [job for job in self._retries.popleft() if not job.receiver.done()]:
                 return jobs
         jobs, late = self._queue.take(now)
         for job in late:
-            takes = self._durations.expected(job.shape, job.request.rows, now)
-            self._fail(job, _too_late(job.deadline - now, takes))
+            self._fail(job, _too_late(job.deadline - now))
         return jobs
 
-    def _gone(self, job: Job, now: float) -> bool:
-        """Whether nobody waits for a job any more; one whose deadline has passed is answered here."""
-        if not job.future.done() and job.deadline <= now:
-            self._fail(job, DeadlineExceeded("not executed in time"))
-        return job.future.done()
+    def _retried(self) -> Iterator[Job]:
+        return (job for jobs in self._retries for job in jobs)
 
-    def _start(self, instance: Instance, jobs: list[Job]) -> None:
+    def _start(self, instance: Instance, jobs: list[Job], now: float) -> None:
         batch = Batch([job.request for job in jobs], self._layout)
         for job in jobs:
             job.batch = batch
-        self._running += 1
+        self._ends[instance] = now + self._durations.expected(jobs[0].shape, batch.rows, now)
         try:
             running = instance.run(batch)
         except Exception as error:
             running = self._loop.create_future()
             running.set_exception(error)
-        running.add_done_callback(partial(self._ended, instance, jobs, self._clock()))
+        running.add_done_callback(partial(self._ended, instance, jobs, now))
 
     def _ended(
         self, instance: Instance, jobs: list[Job], started: float, running: asyncio.Future[list[Outputs]]
     ) -> None:
-        """The instance goes on with the next batch; meanwhile the jobs of this one are settled."""
+        """The instance goes on with the next batch; meanwhile the jobs of this one are answered."""
+        del self._ends[instance]
         self._idle.append(instance)
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
-        if error is None:
-            now = self._clock()
-            self._durations.add(jobs[0].shape, sum(job.request.rows for job in jobs), now - started, now)
-        elif len(jobs) > 1:
+        if error is not None and len(jobs) > 1:
             self._split(jobs, error)
         try:
-            self._dispatch()
+            self._advance()
         finally:
             if error is None:
                 self._settle(jobs, running.result())
+                self._loop.call_soon(self._measure, jobs, started)
             elif len(jobs) == 1:
                 self._fail(jobs[0], restated(error))
-            self._running -= 1
             if self._closing:
                 self._schedule()
+
+    def _measure(self, jobs: list[Job], started: float) -> None:
+        """Learn how long a batch takes, once its callers have encoded and sent their answers."""
+        now = self._clock()
+        self._durations.add(jobs[0].shape, sum(job.request.rows for job in jobs), now - started, now)
 
     def _split(self, jobs: list[Job], error: BaseException) -> None:
         """Try the members of a failed batch apart, so that only those fail whose fault it is."""
         _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
-        alive = [job for job in jobs if not job.future.done()]
+        alive = [job for job in jobs if not job.receiver.done()]
         middle = (len(alive) + 1) // 2
         self._retries.extend(half for half in (alive[:middle], alive[middle:]) if half)
 
     def _settle(self, jobs: list[Job], answers: list[Outputs]) -> None:
-        batch = jobs[0].batch
-        assert batch is not None  # noqa: S101
-        self._on_executed(batch)
-        for job, outputs in zip(jobs, answers, strict=True):  # `Batch.run` gives one for each
-            if not job.future.done():
-                job.future.set_result(outputs)
+        try:
+            self._on_executed(cast(Batch, jobs[0].batch))
+            for job, outputs in zip(jobs, answers, strict=True):
+                if not job.receiver.done():
+                    job.receiver.set_result(outputs)
+        except Exception as error:  # whatever goes wrong here, nobody is left waiting
+            for job in jobs:
+                self._fail(job, restated(error))
 
     def _fail(self, job: Job, error: Exception) -> None:
-        if not job.future.done():
-            job.future.set_exception(error)
+        if not job.receiver.done():
+            job.receiver.set_exception(error)
 
     def _set_timer(self, now: float) -> None:
         """Wake up when the queue wants it. A timer set for earlier is left alone: it finds out that it is early."""
         wakes = self._queue.wakes(now, idle=bool(self._idle))
+        wakes = min([wakes, *(job.deadline for job in self._retried() if not job.receiver.done())])
         if wakes >= self._timer_at:
             return
         if self._timer:
@@ -253,13 +263,14 @@ class Batcher:
 
     def _wake(self) -> None:
         self._timer, self._timer_at = None, inf
-        self._dispatch()
+        self._schedule()
 
 
-def _too_late(left: float, takes: float) -> DeadlineExceeded:
+def _too_late(left: float, takes: float = 0.0) -> DeadlineExceeded:
     if left <= 0:
         return DeadlineExceeded("the deadline had passed before the request could be executed")
-    return DeadlineExceeded(f"cannot be answered in the {_ms(left)} left: it takes about {_ms(takes)}")
+    known = f": with what waits before it, it takes about {_ms(takes)}" if takes else ""
+    return DeadlineExceeded(f"cannot be answered in the {_ms(left)} left{known}")
 
 
 def _ms(seconds: float) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import count
 from math import inf
 
@@ -22,8 +21,8 @@ from backends.base import Array
 from gateway.batch import Batch, Outputs
 from gateway.batcher import Batcher
 from gateway.errors import DeadlineExceeded, restated
+from gateway.job import Job
 from gateway.request import InferenceRequest
-from gateway.request_queue import Job
 from gateway.stats import ModelStatistics
 from tensorgate_client.tensors import datatype_of
 
@@ -85,13 +84,53 @@ class ResponseCache:
             del self._entries[key]
 
 
-@dataclass(slots=True, eq=False)
 class _Flight:
-    """One computation, and everyone who waits for its response."""
+    """One computation, and everyone who waits for its response: the `Receiver` of its job."""
+
+    __slots__ = ("_cache", "_key", "_landed", "job", "lookup_ns", "waiters")
 
     job: Job
-    lookup_ns: int
-    waiters: set[asyncio.Future[bytes]] = field(default_factory=set)
+
+    def __init__(self, cache: ModelCache, key: bytes, lookup_ns: int) -> None:
+        self._cache = cache
+        self._key = key
+        self._landed = False
+        self.lookup_ns = lookup_ns
+        self.waiters: set[asyncio.Future[bytes]] = set()
+
+    def done(self) -> bool:
+        """Whether it has landed."""
+        return self._landed
+
+    def set_result(self, outputs: Outputs) -> None:
+        """Have the response kept, and hand it to everyone who waits."""
+        try:
+            response = self._cache.keep(self._key, self, outputs)
+        except Exception as error:  # what the model gave cannot be sent
+            self.set_exception(error)
+            return
+        self.land()
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(response)
+
+    def set_exception(self, error: Exception) -> None:
+        """Tell everyone who waits."""
+        self.land()
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(restated(error))
+
+    def land(self) -> None:
+        """From now on an equal request is another computation's."""
+        if not self._landed:
+            self._landed = True
+            del self._cache.flights[self._key]
+
+    def give_up(self, waiter: asyncio.Future[bytes]) -> None:
+        """Answer one whose time is up while others wait on. What executes already is worth waiting for."""
+        if not waiter.done() and self.job.order is not None:
+            waiter.set_exception(DeadlineExceeded("not executed in the time it could wait"))
 
 
 class ModelCache:
@@ -115,11 +154,11 @@ class ModelCache:
         self._ttl_s = ttl_s
         # Part of every key: no load answers from another's entries, be it of another model, version or time.
         self._generation = next(_generations)
-        self._flights: dict[bytes, _Flight] = {}
+        self.flights: dict[bytes, _Flight] = {}
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
-        return f"<ModelCache in_flight={len(self._flights)} {self._store!r}>"
+        return f"<ModelCache in_flight={len(self.flights)} {self._store!r}>"
 
     async def infer(self, request: InferenceRequest) -> tuple[bytes, Batch | None]:
         """The response, and the batch if it was computed for this very request.
@@ -132,16 +171,25 @@ class ModelCache:
         response = self._store.get(key)
         stages.cache = time.perf_counter_ns()
         if response is None:
-            flight = self._flights.get(key)
+            flight = self.flights.get(key)
             if flight is None:
-                flight = self._flights[key] = _Flight(self._batcher.submit(request), stages.cache - stages.decode)
-                flight.job.future.add_done_callback(partial(self._landed, key, flight))
-                return await self._wait(key, flight, request), flight.job.batch
+                flight = _Flight(self, key, stages.cache - stages.decode)
+                flight.job = self._batcher.submit(request, flight)
+                self.flights[key] = flight
+                return await self._wait(flight, request), flight.job.batch
             self._batcher.extend(flight.job, request)
-            response = await self._wait(key, flight, request)
+            response = await self._wait(flight, request)
             stages.cache = time.perf_counter_ns()
         self._stats.hit(stages)
         return response, None
+
+    def keep(self, key: bytes, flight: _Flight, outputs: Outputs) -> bytes:
+        """The response, which is kept from now on."""
+        response = self._encode(flight.job.request, outputs)
+        encoded = time.perf_counter_ns()
+        self._store.put(key, response, self._generation, self._ttl_s)
+        self._stats.cache_miss.add(flight.lookup_ns + time.perf_counter_ns() - encoded)
+        return response
 
     def close(self) -> None:
         """Drop what this load has kept."""
@@ -163,12 +211,12 @@ class ModelCache:
             digest.update(part)
         return digest.digest(16)
 
-    async def _wait(self, key: bytes, flight: _Flight, request: InferenceRequest) -> bytes:
-        """The flight's response for one of those who wait for it; whoever gives up leaves it to the others."""
+    async def _wait(self, flight: _Flight, request: InferenceRequest) -> bytes:
+        """The flight's response for one of those who wait for it; whoever leaves leaves it to the others."""
         waiter: asyncio.Future[bytes] = self._loop.create_future()
         flight.waiters.add(waiter)
         left = self._batcher.time_left(request)
-        timer = self._loop.call_later(left, _give_up, flight, waiter) if left < inf else None
+        timer = self._loop.call_later(left, flight.give_up, waiter) if left < inf else None
         try:
             return await waiter
         finally:
@@ -176,31 +224,7 @@ class ModelCache:
                 timer.cancel()
             flight.waiters.discard(waiter)
             if not flight.waiters and self._batcher.discard(flight.job):
-                self._flights.pop(key, None)
-
-    def _landed(self, key: bytes, flight: _Flight, future: asyncio.Future[Outputs]) -> None:
-        """Keep the response and hand it to everyone who waits."""
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-        if future.cancelled():
-            return
-        error, response = future.exception(), b""
-        if error is None:
-            try:
-                response = self._encode(flight.job.request, future.result())
-            except Exception as failure:
-                error = failure
-            else:
-                encoded = time.perf_counter_ns()
-                self._store.put(key, response, self._generation, self._ttl_s)
-                self._stats.cache_miss.add(flight.lookup_ns + time.perf_counter_ns() - encoded)
-        for waiter in flight.waiters:
-            if waiter.done():
-                continue
-            if error is None:
-                waiter.set_result(response)
-            else:
-                waiter.set_exception(restated(error))
+                flight.land()
 
 
 _VIEWED = 32 * 1024  # bytes above which a view costs less than a copy
@@ -214,9 +238,3 @@ def _contents(array: Array) -> bytes | memoryview:
     if array.nbytes < _VIEWED or not array.flags.c_contiguous:
         return array.tobytes()
     return array.reshape(-1).view(np.uint8).data
-
-
-def _give_up(flight: _Flight, waiter: asyncio.Future[bytes]) -> None:
-    """Answer one whose time is up while the computation waits on for the others; what executes already is awaited."""
-    if not waiter.done() and flight.job.order is not None:
-        waiter.set_exception(DeadlineExceeded("not executed in the time it could wait"))

@@ -23,8 +23,8 @@ class _Measured:
 
     def add(self, seconds: float, now: float) -> None:
         self.samples.append(seconds)
-        # The upper fifth is left out: one hiccup among the samples, as a first execution, must not turn requests away.
-        self.typical = sorted(self.samples)[int(0.8 * (len(self.samples) - 1))]
+        # The slowest tenth is left out: one hiccup, as a first execution may be, must not turn requests away.
+        self.typical = sorted(self.samples)[int(0.9 * (len(self.samples) - 1))]
         self.at = now
 
 

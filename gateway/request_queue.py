@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_left, insort
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from math import inf
-from typing import TYPE_CHECKING, TypeAlias
+from math import ceil, inf
 
-from backends.base import Array
 from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
 from gateway.errors import QueueFull
-from gateway.request import InferenceRequest
-
-if TYPE_CHECKING:
-    from gateway.batch import Batch
+from gateway.job import Job, Order
 
 _DUE_S = 1.0
 """A request without a deadline is due this long after it came: what has deadlines may overtake it, not for ever."""
 
-Order: TypeAlias = tuple[int, bool, float, int]
-"""Priority level, whether it waited too long, when it is due, and as the last resort which came first."""
 
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A request between its arrival and its answer. All times are the clock's seconds.
-
-    Attributes:
-        request: what to run.
-        shape: equal for requests that may share a batch.
-        future: of the outputs.
-        level: of priority.
-        deadline: when the caller stops waiting.
-        arrived: when it was queued.
-        patience: when it has waited too long.
-        order: its place while it is queued, else None.
-        batch: the latest one it ran in.
-    """
-
-    request: InferenceRequest
-    shape: Hashable
-    future: asyncio.Future[Mapping[str, Array]]
-    level: int
-    deadline: float
-    arrived: float
-    patience: float
-    delayed: bool = False
-    order: Order | None = None
-    batch: Batch | None = None
-
-    @property
-    def expires(self) -> float:
-        """When it is answered if it still waits."""
-        return self.deadline if self.delayed else min(self.deadline, self.patience)
+_WAY_BACK_S = 0.002
+"""What an answer may need on its way to the caller, which nobody here can measure."""
 
 
 class _Sorted:
@@ -77,7 +39,10 @@ class _Sorted:
         insort(self._items, (key, job))  # keys differ, so jobs are never compared
 
     def remove(self, key: tuple[float, ...]) -> None:
-        del self._items[bisect_left(self._items, (key,))]
+        del self._items[self.number_before(key)]
+
+    def number_before(self, key: tuple[float, ...]) -> int:
+        return bisect_left(self._items, (key,))
 
     def remove_first(self, number: int) -> None:
         del self._items[:number]
@@ -134,8 +99,7 @@ class RequestQueue:
 
     def add(self, job: Job) -> None:
         """Queue a job."""
-        due = min(job.deadline, job.patience, job.arrived + _DUE_S)
-        job.order = (job.level, job.delayed, due, next(self._numbers))
+        job.order = self._order(job)
         group = self._groups.get(job.shape)
         if group is None:
             group = self._groups[job.shape] = _Group()
@@ -151,6 +115,36 @@ class RequestQueue:
         group = self._groups[job.shape]
         group.jobs.remove(job.order)
         self._left(group, job)
+
+    def _order(self, job: Job) -> Order:
+        due = min(job.deadline, job.patience, job.arrived + _DUE_S)
+        return job.level, job.delayed, due, next(self._numbers)
+
+    def answers_at(self, job: Job, free_at: float, instances: int, now: float) -> float:
+        """When a job, not queued yet, can be answered, by the measured time of what comes before it.
+
+        Args:
+            job: to be queued.
+            free_at: when an instance is free to run what waits.
+            instances: how many there are.
+            now: at present.
+        """
+        limit, order = self._policy.max_rows, self._order(job)
+        ahead, own_rows = 0.0, job.request.rows
+        for shape, group in self._groups.items():
+            before = ceil(group.jobs.number_before(order) / len(group.jobs) * group.rows)
+            if shape == job.shape:
+                batches, beside = divmod(before + job.request.rows - 1, limit)
+                own_rows = beside + 1
+            else:
+                batches = ceil(before / limit)
+            ahead += batches * self._durations.expected(shape, min(limit, group.rows), now)
+        return free_at + ahead / instances + self._takes(job.shape, own_rows, now)
+
+    def _takes(self, shape: Hashable, rows: int, now: float) -> float:
+        """Seconds until a batch that starts now has been answered, 0 if nothing is known."""
+        expected = self._durations.expected(shape, rows, now)
+        return expected + _WAY_BACK_S if expected else 0.0
 
     def expire(self, now: float) -> list[Job]:
         """Take out what has waited too long; where the policy says so, it goes behind the others instead."""
@@ -175,7 +169,7 @@ class RequestQueue:
         while (group := self._next_group(now)) is not None:
             shape = group.jobs.first.shape
             limit = self._rows_to_run(group, now)
-            ends = now + self._durations.expected(shape, min(limit, group.rows), now)
+            ends = now + self._takes(shape, min(limit, group.rows), now)
             jobs: list[Job] = []
             seen = 0
             for job in group.jobs:
@@ -226,8 +220,7 @@ class RequestQueue:
             return limit
         if preferred := self._preferred(group):
             return preferred
-        full = group.rows >= limit and not self._policy.preferred_rows
-        return limit if full or now >= self._ripe_at(group, now) else 0
+        return limit if group.rows >= limit or now >= self._ripe_at(group, now) else 0
 
     def _preferred(self, group: _Group) -> int:
         """The largest preferred batch size that the first jobs of a shape make up exactly, or 0."""

@@ -1,0 +1,64 @@
+"""A request between its arrival and its answer, as the batcher and its queue see it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from gateway.request import InferenceRequest
+
+if TYPE_CHECKING:
+    from gateway.batch import Batch, Outputs
+
+Order: TypeAlias = tuple[int, bool, float, int]
+"""Priority level, whether it waited too long, when it is due, and as the last resort which came first."""
+
+
+class Receiver(Protocol):
+    """Takes a job's outputs or error, once; an `asyncio.Future` does."""
+
+    def done(self) -> bool:
+        """Whether it has them, or wants none any more."""
+        ...
+
+    def set_result(self, outputs: Outputs, /) -> None:
+        """The outputs."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """What there is instead."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request between its arrival and its answer. All times are the clock's seconds.
+
+    Attributes:
+        request: what to run.
+        receiver: of the outputs.
+        shape: equal for requests that may share a batch.
+        level: of priority.
+        deadline: when the caller stops waiting.
+        arrived: when it was queued.
+        patience: when it has waited too long.
+        order: its place while it is queued, else None.
+        batch: the latest one it ran in.
+    """
+
+    request: InferenceRequest
+    receiver: Receiver
+    shape: Hashable
+    level: int
+    deadline: float
+    arrived: float
+    patience: float
+    delayed: bool = False
+    order: Order | None = None
+    batch: Batch | None = None
+
+    @property
+    def expires(self) -> float:
+        """When it is answered if it still waits."""
+        return self.deadline if self.delayed else min(self.deadline, self.patience)
