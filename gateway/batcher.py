@@ -111,25 +111,30 @@ class Batcher:
         self._schedule()
         return job
 
-    def time_left(self, request: InferenceRequest) -> float:
-        """Seconds that a request may wait from now on before it is answered anyway; infinite without a limit."""
-        policy = self._policy.queue_at(self._policy.level(request.priority))
-        left = request.deadline - self._clock()
-        return left if policy.delays else min(left, policy.wait_s(request.timeout_s))
+    def time_left(self, job: Job) -> float:
+        """Seconds until a job is answered if it still waits; infinite without a limit."""
+        return job.expires - self._clock()
 
-    def extend(self, job: Job, request: InferenceRequest) -> None:
-        """Let a further, equal request wait for a job: it becomes as urgent, and waits as long, as either wants."""
+    def extend(self, job: Job, request: InferenceRequest) -> float:
+        """Let a further, equal request wait for a job: it becomes as urgent, and waits as long, as either wants.
+
+        Returns:
+            Seconds that this request may wait; infinite without a limit.
+        """
         now = self._clock()
         level = self._policy.level(request.priority)
-        patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
+        policy = self._policy.queue_at(level)
+        wait = policy.wait_s(request.timeout_s)
         queued = job.order is not None
         if queued:
             self._queue.remove(job)
         job.level = min(job.level, level)
         job.deadline = max(job.deadline, request.deadline)
-        job.patience = max(job.patience, patience)
+        job.patience = max(job.patience, now + wait)
         if queued:
             self._queue.add(job)
+        left = request.deadline - now
+        return left if policy.delays else min(left, wait)
 
     def discard(self, job: Job) -> bool:
         """Drop a job whose callers are gone, if it still waits; what executes is not interrupted."""

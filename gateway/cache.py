@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import count
 from math import inf
+from operator import itemgetter
 
 import numpy as np
 from blake3 import blake3
@@ -24,7 +25,6 @@ from gateway.errors import DeadlineExceeded, restated
 from gateway.job import Job
 from gateway.request import InferenceRequest
 from gateway.stats import ModelStatistics
-from tensorgate_client.tensors import datatype_of
 
 _OVERHEAD = 400
 """Bytes of bookkeeping that an entry costs beside its response, as measured; without them small ones would be free."""
@@ -34,7 +34,7 @@ _generations = count()
 Encode = Callable[[InferenceRequest, Outputs], bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entry:
     """A serialized response, when it gets too old, and whose it is."""
 
@@ -68,7 +68,7 @@ class ResponseCache:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.expires <= self._clock():
+        if entry.expires < inf and entry.expires <= self._clock():
             del self._entries[key]
             return None
         return entry.response
@@ -76,7 +76,8 @@ class ResponseCache:
     def put(self, key: bytes, response: bytes, generation: int, ttl_s: float) -> None:
         """Keep a response for `ttl_s`, unless it is larger than the whole cache."""
         if len(response) + _OVERHEAD <= self._entries.maxsize:
-            self._entries[key] = _Entry(response, self._clock() + ttl_s, generation)
+            expires = self._clock() + ttl_s if ttl_s < inf else inf
+            self._entries[key] = _Entry(response, expires, generation)
 
     def forget(self, generation: int) -> None:
         """Drop everything of a load that is no longer served."""
@@ -87,7 +88,7 @@ class ResponseCache:
 class _Flight:
     """One computation, and everyone who waits for its response: the `Receiver` of its job."""
 
-    __slots__ = ("_cache", "_key", "_landed", "job", "lookup_ns", "waiters")
+    __slots__ = ("_cache", "_key", "_landed", "_timers", "job", "lookup_ns", "waiters")
 
     job: Job
 
@@ -95,6 +96,7 @@ class _Flight:
         self._cache = cache
         self._key = key
         self._landed = False
+        self._timers: list[asyncio.TimerHandle] = []
         self.lookup_ns = lookup_ns
         self.waiters: set[asyncio.Future[bytes]] = set()
 
@@ -126,9 +128,16 @@ class _Flight:
         if not self._landed:
             self._landed = True
             del self._cache.flights[self._key]
+            for timer in self._timers:
+                timer.cancel()
 
-    def give_up(self, waiter: asyncio.Future[bytes]) -> None:
-        """Answer one whose time is up while others wait on. What executes already is worth waiting for."""
+    def watch(self, waiter: asyncio.Future[bytes], left: float) -> None:
+        """Answer a waiter when its own time is up: the job's may be longer, for the sake of another."""
+        if left < inf:
+            self._timers.append(waiter.get_loop().call_later(left, self._give_up, waiter))
+
+    def _give_up(self, waiter: asyncio.Future[bytes]) -> None:
+        """What executes already is worth waiting for."""
         if not waiter.done() and self.job.order is not None:
             waiter.set_exception(DeadlineExceeded("not executed in the time it could wait"))
 
@@ -176,12 +185,18 @@ class ModelCache:
                 flight = _Flight(self, key, stages.cache - stages.decode)
                 flight.job = self._batcher.submit(request, flight)
                 self.flights[key] = flight
-                return await self._wait(flight, request), flight.job.batch
-            self._batcher.extend(flight.job, request)
-            response = await self._wait(flight, request)
+                return await self._wait(flight, self._loop.create_future()), flight.job.batch
+            response = await self._join(flight, request)
             stages.cache = time.perf_counter_ns()
         self._stats.hit(stages)
         return response, None
+
+    async def _join(self, flight: _Flight, request: InferenceRequest) -> bytes:
+        if len(flight.waiters) == 1:  # until now the job's limits were this one's own
+            flight.watch(next(iter(flight.waiters)), self._batcher.time_left(flight.job))
+        waiter: asyncio.Future[bytes] = self._loop.create_future()
+        flight.watch(waiter, self._batcher.extend(flight.job, request))
+        return await self._wait(flight, waiter)
 
     def keep(self, key: bytes, flight: _Flight, outputs: Outputs) -> bytes:
         """The response, which is kept from now on."""
@@ -202,30 +217,26 @@ class ModelCache:
         """
         header: list[object] = [self._generation, request.outputs, request.typed]
         contents = []
-        for name in sorted(request.inputs):
-            array = request.inputs[name]
-            header += (name, datatype_of(array.dtype), array.shape)
+        for name, array in sorted(request.inputs.items(), key=_name):
+            header += (name, array.dtype.num, array.shape)
             contents.append(_contents(array))
         digest = blake3(repr(header).encode())
         for part in contents:
             digest.update(part)
         return digest.digest(16)
 
-    async def _wait(self, flight: _Flight, request: InferenceRequest) -> bytes:
+    async def _wait(self, flight: _Flight, waiter: asyncio.Future[bytes]) -> bytes:
         """The flight's response for one of those who wait for it; whoever leaves leaves it to the others."""
-        waiter: asyncio.Future[bytes] = self._loop.create_future()
         flight.waiters.add(waiter)
-        left = self._batcher.time_left(request)
-        timer = self._loop.call_later(left, flight.give_up, waiter) if left < inf else None
         try:
             return await waiter
         finally:
-            if timer:
-                timer.cancel()
             flight.waiters.discard(waiter)
             if not flight.waiters and self._batcher.discard(flight.job):
                 flight.land()
 
+
+_name = itemgetter(0)
 
 _VIEWED = 32 * 1024  # bytes above which a view costs less than a copy
 
