@@ -100,7 +100,8 @@ class Batcher:
         level = self._policy.level(request.priority)
         shape = self._layout.shape_of(request)
         patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
-        job = Job(request, receiver, shape, level, request.deadline, now, patience)
+        hurry = min(request.deadline, patience)
+        job = Job(request, receiver, shape, level, request.deadline, now, patience, hurry)
         if job.deadline < inf:
             free_at = now if self._idle else max(now, min(self._ends.values()))
             answers_at = self._queue.answers_at(job, free_at, self._instances, now)
@@ -113,7 +114,8 @@ class Batcher:
 
     def time_left(self, job: Job) -> float:
         """Seconds until a job is answered if it still waits; infinite without a limit."""
-        return job.expires - self._clock()
+        delays = self._policy.queue_at(job.level).delays
+        return (job.deadline if delays else job.expires) - self._clock()
 
     def extend(self, job: Job, request: InferenceRequest) -> float:
         """Let a further, equal request wait for a job: it becomes as urgent, and waits as long, as either wants.
@@ -124,17 +126,17 @@ class Batcher:
         now = self._clock()
         level = self._policy.level(request.priority)
         policy = self._policy.queue_at(level)
-        wait = policy.wait_s(request.timeout_s)
+        patience = now + policy.wait_s(request.timeout_s)
         queued = job.order is not None
         if queued:
             self._queue.remove(job)
         job.level = min(job.level, level)
         job.deadline = max(job.deadline, request.deadline)
-        job.patience = max(job.patience, now + wait)
+        job.patience = max(job.patience, patience)
+        job.hurry = min(job.hurry, request.deadline, patience)
         if queued:
             self._queue.add(job)
-        left = request.deadline - now
-        return left if policy.delays else min(left, wait)
+        return (request.deadline if policy.delays else min(request.deadline, patience)) - now
 
     def discard(self, job: Job) -> bool:
         """Drop a job whose callers are gone, if it still waits; what executes is not interrupted."""
@@ -144,11 +146,15 @@ class Batcher:
         self._schedule()  # the last one out may be what closing waits for
         return True
 
+    def flush(self) -> None:
+        """Hold nothing back any more: nobody will come to join."""
+        self._queue.holds_back = False
+        self._schedule()
+
     async def aclose(self) -> None:
         """Refuse new requests and return when the last one is through; if cancelled, refuse what waits, too."""
         self._closing = True
-        self._queue.holds_back = False  # nobody will come to join
-        self._schedule()
+        self.flush()
         try:
             await self._drained.wait()
         except asyncio.CancelledError:
@@ -201,6 +207,7 @@ class Batcher:
         batch = Batch([job.request for job in jobs], self._layout)
         for job in jobs:
             job.batch = batch
+        self._durations.started(jobs[0].shape, batch.rows)
         self._ends[instance] = now + self._durations.expected(jobs[0].shape, batch.rows, now)
         try:
             running = instance.run(batch)
@@ -223,16 +230,17 @@ class Batcher:
         finally:
             if error is None:
                 self._settle(jobs, running.result())
-                self._loop.call_soon(self._measure, jobs, started)
             elif len(jobs) == 1:
                 self._fail(jobs[0], restated(error))
+            self._loop.call_soon(self._measure, jobs, started, error is None)
             if self._closing:
                 self._schedule()
 
-    def _measure(self, jobs: list[Job], started: float) -> None:
+    def _measure(self, jobs: list[Job], started: float, well: bool) -> None:  # noqa: FBT001  # a loop's callback
         """Learn how long a batch takes, once its callers have encoded and sent their answers."""
         now = self._clock()
-        self._durations.add(jobs[0].shape, sum(job.request.rows for job in jobs), now - started, now)
+        rows = sum(job.request.rows for job in jobs)
+        self._durations.ended(jobs[0].shape, rows, now - started if well else None, now)
 
     def _split(self, jobs: list[Job], error: BaseException) -> None:
         """Try the members of a failed batch apart, so that only those fail whose fault it is."""

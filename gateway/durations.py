@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import inf
 
 from cachetools import LRUCache
 
 _SAMPLES = 16
-_TRUSTED_S = 1.0
+_TRUSTED_S = 1.0  # how long a measurement holds once nothing runs any more
 _SHAPES = 256
 
 
 @dataclass(slots=True)
 class _Measured:
-    """The latest durations of batches alike, in seconds."""
+    """The latest durations of batches alike, in seconds, and how many more run at this moment."""
 
     samples: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     typical: float = 0.0
-    at: float = 0.0
+    at: float = -inf
+    running: int = 0
 
     def add(self, seconds: float, now: float) -> None:
         self.samples.append(seconds)
@@ -34,22 +36,34 @@ class Durations:
     def __init__(self) -> None:
         self._by_shape: LRUCache[Hashable, dict[int, _Measured]] = LRUCache(_SHAPES)
 
-    def add(self, shape: Hashable, rows: int, seconds: float, now: float) -> None:
-        """Note that a batch took `seconds` and ended `now`."""
-        by_size = self._by_shape.setdefault(shape, {})
-        by_size.setdefault(rows.bit_length(), _Measured()).add(seconds, now)
+    def started(self, shape: Hashable, rows: int) -> None:
+        """Note that a batch runs."""
+        self._of(shape, rows).running += 1
+
+    def ended(self, shape: Hashable, rows: int, seconds: float | None, now: float) -> None:
+        """Note that a batch has ended `now`, and how long it took unless it failed."""
+        measured = self._of(shape, rows)
+        measured.running = max(measured.running - 1, 0)  # it may have been forgotten meanwhile
+        if seconds is not None:
+            measured.add(seconds, now)
 
     def expected(self, shape: Hashable, rows: int, now: float) -> float:
         """Seconds that such a batch takes at least, by what was measured of it or of smaller ones.
 
-        0 where nothing was measured lately: what is turned away is not measured either, so a bad measurement would
-        otherwise hold for ever.
+        0 where nothing was measured lately, nor is at this moment: what is turned away is not measured, so a bad
+        measurement would otherwise hold for ever.
         """
         by_size = self._by_shape.get(shape)
         if by_size is None:
             return 0.0
         for size in range(rows.bit_length(), 0, -1):
             measured = by_size.get(size)
-            if measured is not None and now - measured.at < _TRUSTED_S:
+            if measured is not None and (measured.running or now - measured.at < _TRUSTED_S):
                 return measured.typical
         return 0.0
+
+    def _of(self, shape: Hashable, rows: int) -> _Measured:
+        by_size = self._by_shape.get(shape)
+        if by_size is None:
+            by_size = self._by_shape[shape] = {}
+        return by_size.setdefault(rows.bit_length(), _Measured())

@@ -40,9 +40,10 @@ class Job:
         receiver: of the outputs.
         shape: equal for requests that may share a batch.
         level: of priority.
-        deadline: when the caller stops waiting.
+        deadline: when the last of its callers stops waiting.
         arrived: when it was queued.
         patience: when it has waited too long.
+        hurry: when the first of its callers stops waiting, or has waited too long; it decides on the order.
         order: its place while it is queued, else None.
         batch: the latest one it ran in.
     """
@@ -54,6 +55,7 @@ class Job:
     deadline: float
     arrived: float
     patience: float
+    hurry: float
     delayed: bool = False
     order: Order | None = None
     batch: Batch | None = None

@@ -101,6 +101,10 @@ class ServedModel:
         request.stages.queue, request.stages.execute = batch.started_ns, batch.finished_ns
         self.stats.computed(request.stages, batch)
 
+    def flush(self) -> None:
+        """Hold nothing back for larger batches: no further request will come."""
+        self._batcher.flush()
+
     async def aclose(self) -> None:
         """Refuse new requests, let those under way finish, free the model."""
         await self._batcher.aclose()

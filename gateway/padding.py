@@ -22,6 +22,7 @@ from gateway import parameters
 from gateway.parameters import BATCH_SIZES, PAD
 from tensorgate_client.wire import model_config_pb2 as pb
 
+_NO_BATCHES = "the model does not batch (max_batch_size: 0), so there is nothing to pad for"
 _RULE = re.compile(r"\s*((?:[^\s\[\]:;]+\[\d+\][\s,]*)+):([\d\s,]+)")
 _TENSOR = re.compile(r"([^\s\[\],]+)\[(\d+)\]")
 
@@ -39,8 +40,8 @@ class Axis:
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
 
-    def of(self, inputs: Mapping[str, Array]) -> int:
-        """The size that the inputs have.
+    def of(self, inputs: Mapping[str, Array]) -> int | None:
+        """The size that the inputs have; None if all of them are optional and left out.
 
         Raises:
             InvalidInput: they differ.
@@ -50,7 +51,7 @@ class Axis:
         if len(sizes) > 1:
             listed = ", ".join(f"'{name}' {size}" for name, size in found.items())
             raise InvalidInput(f"inputs differ in a size that is one and the same: {listed}")
-        return sizes.pop() if sizes else 0
+        return sizes.pop() if sizes else None
 
     def padded(self, size: int) -> int:
         """The size that `size` is padded to."""
@@ -77,6 +78,8 @@ class Padding:
             LoadError: a parameter does not hold.
         """
         sizes = parameters.batch_sizes(config)
+        if sizes and not config.max_batch_size:
+            raise LoadError(f"parameter '{BATCH_SIZES}': {_NO_BATCHES}")
         if sizes and sizes[-1] < config.max_batch_size:
             limit = config.max_batch_size
             raise LoadError(f"parameter '{BATCH_SIZES}': the largest is {sizes[-1]}, below max_batch_size {limit}")
@@ -96,14 +99,14 @@ class Padding:
         shape = list(array.shape)
         for axis in self.axes:
             if name in axis.inputs:
-                shape[axis.inputs[name]] = axis.padded(axis.of(inputs))
+                shape[axis.inputs[name]] = axis.padded(axis.of(inputs) or 0)
         return tuple(shape[1:])
 
     def cut(self, name: str, array: Array, inputs: Mapping[str, Array]) -> Array:
         """An output without what padding added to the request with these inputs."""
         for axis in self.axes:
-            dim = axis.outputs.get(name)
-            if dim is not None and array.shape[dim] == axis.padded(size := axis.of(inputs)):
+            dim, size = axis.outputs.get(name), axis.of(inputs)
+            if dim is not None and size is not None and array.shape[dim] == axis.padded(size):
                 array = array[(*(slice(None),) * dim, slice(size))]
         return array
 
@@ -133,7 +136,7 @@ def _axis(rule: str, config: pb.ModelConfig) -> Axis:
         got = rule.strip()
         raise LoadError(f"{subject}: expected 'INPUT[DIM] ...: SIZE ...', as 'ids[1] mask[1]: 32 64', got '{got}'")
     if not config.max_batch_size:
-        raise LoadError(f"{subject}: the model does not batch (max_batch_size: 0), so there is nothing to pad for")
+        raise LoadError(f"{subject}: {_NO_BATCHES}")
     named = [(name, int(dim)) for name, dim in _TENSOR.findall(match[1])]
     inputs = {tensor.name: tensor for tensor in config.input}
     outputs = {tensor.name: tensor for tensor in config.output}

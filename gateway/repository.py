@@ -250,15 +250,17 @@ class Repository:
         self._entries.pop(name, None)
         await self._on_ready(name, False)  # noqa: FBT003
 
-    def stop_changing(self) -> None:
-        """Give up loads under way, and refuse further ones: the server is going down."""
+    def stop(self) -> None:
+        """Give up loads under way and refuse further ones; hold no request back: the server is going down."""
         self._closed = True
         for task in self._changing:
             task.cancel()
+        for model in self.catalogue.ready("", ""):
+            model.flush()
 
     async def aclose(self) -> None:
         """Unload everything; returns when the last request is through."""
-        self.stop_changing()
+        self.stop()
         await asyncio.gather(*self._changing, return_exceptions=True)
         for name, entry in list(self._entries.items()):
             self._retire(name, entry)

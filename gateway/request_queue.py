@@ -117,7 +117,7 @@ class RequestQueue:
         self._left(group, job)
 
     def _order(self, job: Job) -> Order:
-        due = min(job.deadline, job.patience, job.arrived + _DUE_S)
+        due = min(job.hurry, job.arrived + _DUE_S)
         return job.level, job.delayed, due, next(self._numbers)
 
     def answers_at(self, job: Job, free_at: float, instances: int, now: float) -> float:
@@ -237,4 +237,4 @@ class RequestQueue:
         """When a shape's jobs run however few they are: holding them back takes at most half of the time they have."""
         takes = self._durations.expected(group.jobs.first.shape, group.rows, now)
         held = min(job.arrived for job in group.jobs) + self._policy.max_delay_s
-        return min([held, *((job.arrived + job.expires) / 2 - takes for job in group.jobs)])
+        return min([held, *((job.arrived + job.hurry) / 2 - takes for job in group.jobs)])

@@ -120,7 +120,7 @@ class Server:
         drained = asyncio.create_task(self._state.drained())  # refuses what comes from now on
         if self._polling:
             self._polling.cancel()
-        self._repository.stop_changing()
+        self._repository.stop()
         with suppress(TimeoutError):  # a watcher that reads nothing must not hold up the rest
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _FLUSH_S)
         refusing = asyncio.create_task(self._server.stop(grace + _FLUSH_S))  # it is cut short below
