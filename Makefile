@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test newest bench lint format protos clean
+.PHONY: help demo serve test newest bench soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,9 @@ newest:  ## run the suite with the newest releases that pyproject.toml allows, i
 
 bench: $(VENV)/.dev  ## measure the gateway on this machine; ONLY=minilm runs one part, QUICK=1 a short run
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks $(ONLY) $(if $(QUICK),--quick)
+
+soak: $(VENV)/.dev  ## random traffic for MINUTES=10: nothing lost, nothing wrong, nothing left behind
+	@PYTHONPATH=tests $(BIN)/python -m soak $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(VENV)/.dev  ## style, types, architecture
 	$(BIN)/ruff check .

@@ -245,9 +245,8 @@ class Batcher:
     def _split(self, jobs: list[Job], error: BaseException) -> None:
         """Try the members of a failed batch apart, so that only those fail whose fault it is."""
         _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
-        alive = [job for job in jobs if not job.receiver.done()]
-        middle = (len(alive) + 1) // 2
-        self._retries.extend(half for half in (alive[:middle], alive[middle:]) if half)
+        middle = len(jobs) // 2
+        self._retries.extend((jobs[:middle], jobs[middle:]))
 
     def _settle(self, jobs: list[Job], answers: list[Outputs]) -> None:
         try:

@@ -87,8 +87,9 @@ class ServedModel:
     async def _computed(self, request: InferenceRequest) -> bytes:
         request.stages.cache = time.perf_counter_ns()
         outputs, batch = await self._batcher.infer(request)
+        response = encode(self.name, self.version, request, outputs, request.id)
         self._note(request, batch)
-        return encode(self.name, self.version, request, outputs, request.id)
+        return response
 
     async def _kept_or_computed(self, request: InferenceRequest) -> bytes:
         assert self._cache  # noqa: S101

@@ -20,8 +20,8 @@ from tensorgate_client.tensors import DTYPES, TYPED_FIELDS
 pytestmark = pytest.mark.timeout(120)
 ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
 UNIMPLEMENTED = {
-    **{"statistics": "ModelStatistics", "trace": "TraceSetting", "set_trace": "TraceSetting"},
-    **{"log": "LogSettings", "set_log": "LogSettings", "stream": "ModelStreamInfer"},
+    **{"trace": "TraceSetting", "set_trace": "TraceSetting", "stream": "ModelStreamInfer"},
+    **{"log": "LogSettings", "set_log": "LogSettings"},
     **{"shm": "SystemSharedMemoryStatus", "register_shm": "SystemSharedMemoryRegister"},
     **{"unregister_shm": "SystemSharedMemoryUnregister", "cuda": "CudaSharedMemoryStatus"},
     **{"register_cuda": "CudaSharedMemoryRegister", "unregister_cuda": "CudaSharedMemoryUnregister"},
@@ -69,7 +69,13 @@ def test_health_is_told(survey: dict[str, Any]) -> None:
 def test_metadata_is_true(survey: dict[str, Any]) -> None:
     """A caller reads which extensions work, and names, datatypes and shapes of a model's tensors."""
     assert survey["server"]["name"] == "tensorgate"
-    assert survey["server"]["extensions"] == ["model_configuration", "model_repository", "binary_tensor_data"]
+    assert sorted(survey["server"]["extensions"]) == [
+        "binary_tensor_data",
+        "model_configuration",
+        "model_repository",
+        "schedule_policy",
+        "statistics",
+    ]
     assert survey["metadata"] == {
         "name": "classifier",
         "versions": ["1"],
@@ -91,13 +97,15 @@ def test_configuration_is_complete(survey: dict[str, Any]) -> None:
 
 
 def test_every_model_is_listed(survey: dict[str, Any]) -> None:
-    """The repository index names every model with its version and state."""
+    """The repository index names every model with its version and state, and there are statistics of each."""
     rows = {row["name"]: (row["version"], row["state"]) for row in survey["index"]["models"]}
     expected = {"classifier", "slow", "linear_pt", "linear_pt2", *(f"identity_{datatype}" for datatype in DTYPES)}
     assert rows == dict.fromkeys(expected, ("1", "READY"))
+    counted = {row["name"]: row["version"] for row in survey["statistics"]["model_stats"]}
+    assert counted == dict.fromkeys(expected, "1")
 
 
-@pytest.mark.parametrize("call", ["unknown_metadata", "unknown_config"])
+@pytest.mark.parametrize("call", ["unknown_metadata", "unknown_config", "unknown_statistics"])
 def test_unknown_models_are_not_found(survey: dict[str, Any], call: str) -> None:
     """Existing programs recognise an unknown model by status and phrase."""
     assert survey[call] == {

@@ -1,0 +1,1 @@
+"""Random traffic against a running gateway for minutes: nothing lost, nothing wrong, nothing left behind."""
