@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from itertools import count
 from math import inf
 from operator import itemgetter
+from typing import TypeAlias
 
 import numpy as np
 from blake3 import blake3
@@ -34,13 +34,9 @@ _generations = count()
 Encode = Callable[[InferenceRequest, Outputs], bytes]
 
 
-@dataclass(slots=True)
-class _Entry:
-    """A serialized response, when it gets too old, and whose it is."""
-
-    response: bytes
-    expires: float
-    generation: int
+_Entry: TypeAlias = tuple[bytes, float, int]
+"""A serialized response, when it gets too old, and the load it is of. Plain tuples of such are no garbage collector's
+business, which matters when there are a million."""
 
 
 class ResponseCache:
@@ -52,7 +48,7 @@ class ResponseCache:
     """
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._entries: LRUCache[Hashable, _Entry] = LRUCache(max_bytes, lambda entry: len(entry.response) + _OVERHEAD)
+        self._entries: LRUCache[Hashable, _Entry] = LRUCache(max_bytes, lambda entry: len(entry[0]) + _OVERHEAD)
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -68,20 +64,21 @@ class ResponseCache:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.expires < inf and entry.expires <= self._clock():
+        response, expires, _ = entry
+        if expires < inf and expires <= self._clock():
             del self._entries[key]
             return None
-        return entry.response
+        return response
 
     def put(self, key: bytes, response: bytes, generation: int, ttl_s: float) -> None:
         """Keep a response for `ttl_s`, unless it is larger than the whole cache."""
         if len(response) + _OVERHEAD <= self._entries.maxsize:
             expires = self._clock() + ttl_s if ttl_s < inf else inf
-            self._entries[key] = _Entry(response, expires, generation)
+            self._entries[key] = response, expires, generation
 
     def forget(self, generation: int) -> None:
         """Drop everything of a load that is no longer served."""
-        for key in [key for key, entry in self._entries.items() if entry.generation == generation]:
+        for key in [key for key, (_, _, load) in self._entries.items() if load == generation]:
             del self._entries[key]
 
 

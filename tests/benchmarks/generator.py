@@ -5,6 +5,7 @@ Runs as a process of its own: `Worker("benchmarks.generator")`. Bodies are files
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import math
@@ -16,16 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
+import uvloop
 
-from benchmarks.http2 import Connection
 from benchmarks.measured import steady
 from benchmarks.report import BenchmarkError
 from benchmarks.worker import answer_jobs
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
 MARK = struct.pack("<Q", 0x6B72616D_746E656E)  # in a body: what to replace by a number of its own in every request
-_OK = 0
+_FRAME = 5  # bytes before the message, which grpc writes itself
+_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own for every job
 _LEAD_S = 0.05
 
 
@@ -42,11 +45,13 @@ def closed(
 
     With `unique_from`, `MARK` in the body becomes a number counted from there.
     """
-    supply = _bodies(bodies, order, unique_from)
+    supply = itertools.islice(_bodies(bodies, order, unique_from), count)
     processor = time.process_time()
-    with Connection(address, PATH) as connection:
-        start = time.perf_counter()
-        ends, latencies = _keep_sending(connection, supply, in_flight, count)
+    start = time.perf_counter()
+    try:
+        ends, latencies = uvloop.run(_keep_sending(address, supply, in_flight))
+    except grpc.aio.AioRpcError as error:
+        raise BenchmarkError(f"a request was answered with {error.code().name}: {error.details()}") from error
     figures: dict[str, Any] = {"seconds": ends[-1] - start, "processor_s": time.process_time() - processor}
     if count >= 3 * in_flight:
         measured = steady(ends, latencies, in_flight)
@@ -54,30 +59,26 @@ def closed(
     return figures
 
 
-def _keep_sending(
-    connection: Connection, supply: Iterator[bytes], in_flight: int, count: int
-) -> tuple[list[float], list[float]]:
-    """The end and the latency of each request."""
-    begun: dict[int, float] = {}
+async def _keep_sending(address: str, supply: Iterator[bytes], in_flight: int) -> tuple[list[float], list[float]]:
+    """The end and the latency of each request, in the order of their ends."""
     ends: list[float] = []
     latencies: list[float] = []
-    left = count
-    while left or begun:
-        for body in itertools.islice(supply, min(in_flight - len(begun), left)):
-            begun[connection.send(body)] = time.perf_counter()
-        left = count - len(ends) - len(begun)
-        ended = connection.receive()
-        now = time.perf_counter()
-        for stream, status in ended:
-            if status != _OK:
-                raise BenchmarkError(f"a request was answered with gRPC status {status}: see the server's log")
-            latencies.append(now - begun.pop(stream))
-            ends.append(now)
+
+    async def caller() -> None:
+        for body in supply:  # shared: whoever is free sends the next one
+            sent = time.perf_counter()
+            await infer(body)
+            ends.append(time.perf_counter())
+            latencies.append(ends[-1] - sent)
+
+    async with grpc.aio.insecure_channel(address, _OPTIONS) as channel:
+        infer = channel.unary_unary(PATH)
+        await asyncio.gather(*(caller() for _ in range(in_flight)))
     return ends, latencies
 
 
 def _bodies(files: Sequence[str], order: Sequence[int] | None, unique_from: int | None) -> Iterator[bytes]:
-    bodies = [Path(file).read_bytes() for file in files]
+    bodies = [Path(file).read_bytes()[_FRAME:] for file in files]
     if unique_from is None:
         return (bodies[index] for index in order) if order else itertools.cycle(bodies)
     before, after = bodies[0].split(MARK)
@@ -93,14 +94,14 @@ class _Outcomes:
     refused: list[tuple[int, float]] = field(default_factory=list)
     late: int = 0
 
-    def add(self, status: int, waited: float) -> None:
+    def add(self, status: grpc.StatusCode, waited: float) -> None:
         """Count an answer."""
         if waited > self.deadline:
             self.late += 1
-        elif status == _OK:
+        elif status is grpc.StatusCode.OK:
             self.in_time.append(waited)
         else:
-            self.refused.append((status, waited))
+            self.refused.append((status.value[0], waited))
 
 
 def open_loop(
@@ -115,9 +116,9 @@ def open_loop(
     # Sorted uniform moments are Poisson arrivals whose number is given: no noise from how many a run happens to draw.
     due = np.sort([*draw(0, warm_s, round(rate * warm_s)), *draw(warm_s, warm_s + seconds, round(rate * seconds))])
     processor = time.process_time()
+    outcomes = _Outcomes(deadline_ms / 1000)
     gc.disable()  # a collection would show as lateness
-    with Connection(address, PATH, deadline_ms) as connection:
-        outcomes, lags = _send_when_due(connection, Path(body).read_bytes(), due.tolist(), warm_s, deadline_ms / 1000)
+    lags = uvloop.run(_send_when_due(address, Path(body).read_bytes()[_FRAME:], due.tolist(), warm_s, outcomes))
     gc.enable()
     return {
         "counted": int((due >= warm_s).sum()),
@@ -136,35 +137,32 @@ def _quantile_ms(seconds: Sequence[float], share: float) -> float:
     return float(np.quantile(seconds, share)) * 1000 if seconds else math.nan
 
 
-def _send_when_due(
-    connection: Connection, body: bytes, due: Sequence[float], warm_s: float, deadline: float
-) -> tuple[_Outcomes, list[float]]:
-    """What became of the requests, and how long after its time each left."""
-    outcomes, lags = _Outcomes(deadline), []
-    under_way: dict[int, tuple[float, bool]] = {}  # when sent and whether it counts; the first expires first
-    start, sent = time.perf_counter() + _LEAD_S, 0
-    while sent < len(due) or under_way:
-        now = time.perf_counter() - start
-        while sent < len(due) and due[sent] <= now:
-            under_way[connection.send(body)] = now, due[sent] >= warm_s
-            lags.append(now - due[sent])
-            sent += 1
-        wake = [due[sent]] if sent < len(due) else []
-        while under_way:
-            stream, (moment, counts) = next(iter(under_way.items()))
-            if moment + deadline > now:
-                wake.append(moment + deadline)
-                break
-            connection.cancel(stream)
-            del under_way[stream]
-            outcomes.late += counts
-        ended = connection.receive(max(min(wake, default=now) - (time.perf_counter() - start), 0))
-        now = time.perf_counter() - start
-        for stream, status in ended:
-            moment, counts = under_way.pop(stream, (now, False))
-            if counts:
-                outcomes.add(status, now - moment)
-    return outcomes, lags
+async def _send_when_due(
+    address: str, body: bytes, due: Sequence[float], warm_s: float, outcomes: _Outcomes
+) -> list[float]:
+    """How long after its time each request left; what became of them goes into `outcomes`."""
+    lags: list[float] = []
+
+    async def call(counts: bool) -> None:  # noqa: FBT001
+        sent = time.perf_counter()
+        try:
+            await infer(body, timeout=outcomes.deadline)
+            status = grpc.StatusCode.OK
+        except grpc.aio.AioRpcError as error:
+            status = error.code()
+        if counts:
+            outcomes.add(status, time.perf_counter() - sent)
+
+    async with grpc.aio.insecure_channel(address, _OPTIONS) as channel, asyncio.TaskGroup() as calls:
+        infer = channel.unary_unary(PATH)
+        await channel.channel_ready()
+        start = time.perf_counter() + _LEAD_S
+        for moment in due:
+            if (early := start + moment - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            lags.append(time.perf_counter() - start - moment)
+            calls.create_task(call(moment >= warm_s))
+    return lags
 
 
 if __name__ == "__main__":
