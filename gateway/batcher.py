@@ -20,7 +20,7 @@ from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
 from gateway.errors import DeadlineExceeded, ModelNotReady, restated
 from gateway.instances import Instance
-from gateway.job import Job, Receiver
+from gateway.job import Job, Receiver, TimeLeft
 from gateway.request import InferenceRequest
 from gateway.request_queue import RequestQueue
 
@@ -107,26 +107,26 @@ class Batcher:
             answers_at = self._queue.answers_at(job, free_at, self._instances, now)
             if answers_at > job.deadline:
                 raise _too_late(job.deadline - now, answers_at - now)
+        if self._queue.is_full(level):
+            self._advance()  # of what has just come, some may begin
         self._queue.check_room(level)
         self._queue.add(job)
         self._schedule()
         return job
 
-    def time_left(self, job: Job) -> float:
-        """Seconds until a job is answered if it still waits; infinite without a limit."""
-        delays = self._policy.queue_at(job.level).delays
-        return (job.deadline if delays else job.expires) - self._clock()
+    def time_left(self, job: Job) -> TimeLeft:
+        """What is left to a job's callers from now on."""
+        return self._time_left(job.level, job.deadline, job.patience)
 
-    def extend(self, job: Job, request: InferenceRequest) -> float:
+    def extend(self, job: Job, request: InferenceRequest) -> TimeLeft:
         """Let a further, equal request wait for a job: it becomes as urgent, and waits as long, as either wants.
 
         Returns:
-            Seconds that this request may wait; infinite without a limit.
+            What is left to this request.
         """
         now = self._clock()
         level = self._policy.level(request.priority)
-        policy = self._policy.queue_at(level)
-        patience = now + policy.wait_s(request.timeout_s)
+        patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
         queued = job.order is not None
         if queued:
             self._queue.remove(job)
@@ -134,9 +134,14 @@ class Batcher:
         job.deadline = max(job.deadline, request.deadline)
         job.patience = max(job.patience, patience)
         job.hurry = min(job.hurry, request.deadline, patience)
+        job.delayed = job.delayed and job.patience <= now
         if queued:
             self._queue.add(job)
-        return (request.deadline if policy.delays else min(request.deadline, patience)) - now
+        return self._time_left(level, request.deadline, patience)
+
+    def _time_left(self, level: int, deadline: float, patience: float) -> TimeLeft:
+        now = self._clock()
+        return TimeLeft(inf if self._policy.queue_at(level).delays else patience - now, deadline - now)
 
     def discard(self, job: Job) -> bool:
         """Drop a job whose callers are gone, if it still waits; what executes is not interrupted."""
@@ -213,7 +218,7 @@ class Batcher:
             running = instance.run(batch)
         except Exception as error:
             running = self._loop.create_future()
-            running.set_exception(error)
+            running.set_exception(restated(error))
         running.add_done_callback(partial(self._ended, instance, jobs, now))
 
     def _ended(

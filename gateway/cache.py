@@ -22,7 +22,7 @@ from backends.base import Array
 from gateway.batch import Batch, Outputs
 from gateway.batcher import Batcher
 from gateway.errors import DeadlineExceeded, restated
-from gateway.job import Job
+from gateway.job import Job, TimeLeft
 from gateway.request import InferenceRequest
 from gateway.stats import ModelStatistics
 
@@ -128,15 +128,23 @@ class _Flight:
             for timer in self._timers:
                 timer.cancel()
 
-    def watch(self, waiter: asyncio.Future[bytes], left: float) -> None:
+    def watch(self, waiter: asyncio.Future[bytes], left: TimeLeft) -> None:
         """Answer a waiter when its own time is up: the job's may be longer, for the sake of another."""
-        if left < inf:
-            self._timers.append(waiter.get_loop().call_later(left, self._give_up, waiter))
+        loop = waiter.get_loop()
+        if left.to_wait < inf:
+            self._timers.append(loop.call_later(left.to_wait, self._waited, waiter))
+        # Whose deadline passed while the job executes for nobody else waits for it.
+        if left.to_deadline < inf and (left.to_deadline > 0 or self.job.order is not None):
+            self._timers.append(loop.call_later(left.to_deadline, _expire, waiter))
 
-    def _give_up(self, waiter: asyncio.Future[bytes]) -> None:
-        """What executes already is worth waiting for."""
-        if not waiter.done() and self.job.order is not None:
-            waiter.set_exception(DeadlineExceeded("not executed in the time it could wait"))
+    def _waited(self, waiter: asyncio.Future[bytes]) -> None:
+        if self.job.order is not None:  # what has begun is worth waiting for
+            _expire(waiter)
+
+
+def _expire(waiter: asyncio.Future[bytes]) -> None:
+    if not waiter.done():
+        waiter.set_exception(DeadlineExceeded("not executed in the time it had"))
 
 
 class ModelCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from gateway.request import InferenceRequest
 
@@ -64,3 +64,10 @@ class Job:
     def expires(self) -> float:
         """When it is answered if it still waits."""
         return self.deadline if self.delayed else min(self.deadline, self.patience)
+
+
+class TimeLeft(NamedTuple):
+    """Seconds in which a request has to begin executing, and to be answered; infinite without a limit."""
+
+    to_wait: float
+    to_deadline: float

@@ -87,14 +87,18 @@ class RequestQueue:
     def __iter__(self) -> Iterator[Job]:
         return (job for group in self._groups.values() for job in group.jobs)
 
+    def is_full(self, level: int) -> bool:
+        """Whether as many jobs of a level wait as may."""
+        return self._waiting.get(level, 0) >= self._policy.queue_at(level).max_size
+
     def check_room(self, level: int) -> None:
         """Refuse a further job of a level whose queue is full.
 
         Raises:
             QueueFull: it is.
         """
-        limit = self._policy.queue_at(level).max_size
-        if self._waiting.get(level, 0) >= limit:
+        if self.is_full(level):
+            limit = self._policy.queue_at(level).max_size
             raise QueueFull(f"{limit} requests wait already (max_queue_size): try again later or elsewhere")
 
     def add(self, job: Job) -> None:
@@ -175,7 +179,7 @@ class RequestQueue:
             for job in group.jobs:
                 if job.deadline < ends:
                     late.append(job)
-                elif job.request.rows <= limit:
+                elif job.request.rows <= limit or not jobs:
                     jobs.append(job)
                     limit -= job.request.rows
                 else:

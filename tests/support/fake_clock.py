@@ -1,0 +1,200 @@
+"""Virtual time: an event loop that jumps to its next timer instead of waiting, and instances that take virtual seconds.
+
+Nothing sleeps, so a test of seconds takes milliseconds, and what happens at the same moment always happens at the same
+moment. A scenario that would hang for ever fails at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import math
+import selectors
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.batch import Batch, Outputs
+
+START = 1024.0
+"""What the clock shows at first. Not 0, which code may take for "never"; halves and quarters stay exact."""
+
+_MOST_ROUNDS = 100_000  # of the loop at one moment
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    """Advances the clock by what it is asked to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = START
+        self.rounds = 0
+        self.rounds_at_this_moment = 0
+        self.describe: Callable[[], str] = str
+        self.broken_off: BaseException | None = None
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.broken_off:
+            raise self.broken_off
+        if timeout is None:
+            raise AssertionError(f"deadlock: nothing is ready and no timer is set; {self.describe()}")
+        self.rounds += 1
+        self.rounds_at_this_moment += 1
+        if timeout > 0:
+            self.now = max(self.now + timeout, math.nextafter(self.now, math.inf))
+            self.rounds_at_this_moment = 0
+        if self.rounds_at_this_moment > _MOST_ROUNDS:
+            raise AssertionError(f"the loop spins without time going by; {self.describe()}")
+        return []
+
+
+class FakeLoop(asyncio.SelectorEventLoop):
+    """An event loop on virtual time; `errors` are those that nobody caught or looked at."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        self._jumping.describe = self._describe
+        super().__init__(self._jumping)
+        self.errors: list[dict[str, Any]] = []
+        self.watched: list[object] = []
+        self.set_exception_handler(lambda _, context: self._note(context))
+
+    def time(self) -> float:
+        """The virtual clock."""
+        return self._jumping.now
+
+    @property
+    def rounds(self) -> int:
+        """How often the loop had something to do."""
+        return self._jumping.rounds
+
+    def _note(self, context: dict[str, Any]) -> None:
+        self.errors.append(context)
+        error = context.get("exception")
+        if isinstance(error, BaseException) and not isinstance(error, Exception):
+            self._jumping.broken_off = error  # pytest's time-out, which asyncio would go on after
+
+    def _describe(self) -> str:
+        tasks = [str(task.get_coro()) for task in asyncio.all_tasks(self)]
+        return f"watched: {self.watched}; tasks: {tasks}; errors: {self.errors}"
+
+
+def run_on_fake_clock(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a scenario; it must leave no task behind and no exception that nobody looked at."""
+    gc.freeze()  # what is there already need not be looked at below
+    try:
+        loop = FakeLoop()
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(scenario())
+            left = [str(task.get_coro()) for task in asyncio.all_tasks(loop)]
+        loop.watched.clear()
+        gc.collect()  # only then futures in reference cycles complain
+    finally:
+        gc.unfreeze()
+    assert not left, f"tasks left behind: {left}"
+    assert not loop.errors, f"errors that nobody caught: {loop.errors}"
+
+
+def on_fake_clock(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Make an async test one that pytest runs, on virtual time."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        run_on_fake_clock(lambda: test(*args, **kwargs))
+
+    return run
+
+
+def fake_loop() -> FakeLoop:
+    """The running loop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, FakeLoop)
+    return loop
+
+
+def now() -> float:
+    """Virtual seconds since the scenario began."""
+    return fake_loop().time() - START
+
+
+async def until(seconds: float) -> None:
+    """Go on when that many virtual seconds have passed since the scenario began, after what is due at that moment."""
+    await asyncio.sleep(seconds - now())
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def settled() -> None:
+    """Let everything happen that is due at this moment."""
+    await until(now())
+
+
+@dataclass
+class Run:
+    """One execution: the batch, when it started and ended, and what it ended with."""
+
+    batch: Batch
+    started: float
+    ended: float = math.inf
+    error: BaseException | None = None
+
+    def over(self, future: asyncio.Future[list[Outputs]]) -> None:
+        """Note the end."""
+        self.ended = now()
+        self.error = asyncio.CancelledError() if future.cancelled() else future.exception()
+
+
+class FakeInstance:
+    """An instance that takes virtual time.
+
+    Args:
+        execute: the model.
+        takes: virtual seconds that a batch needs.
+        before: sees each batch before it starts; raising makes `run` itself raise, a future is returned as it is.
+    """
+
+    def __init__(
+        self,
+        execute: Callable[[dict[str, Any]], Mapping[str, Any]],
+        takes: Callable[[Batch], float] = lambda _: 1.0,
+        before: Callable[[Batch], asyncio.Future[list[Outputs]] | None] = lambda _: None,
+    ) -> None:
+        self.execute = execute
+        self.takes = takes
+        self.before = before
+        self.runs: list[Run] = []
+        self.closed = False
+        self._busy = False
+
+    def run(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
+        """Begin; the end comes in virtual time."""
+        assert not self._busy, "an instance runs one batch at a time"
+        assert not self.closed, "a closed instance runs nothing"
+        run = Run(batch, now())
+        self.runs.append(run)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Outputs]] = loop.create_future()
+        try:
+            given = self.before(batch)
+        except Exception as error:
+            run.ended, run.error = run.started, error
+            raise
+        if given is None:
+            self._busy = True
+            loop.call_later(self.takes(batch), self._end, batch, future)
+        (given or future).add_done_callback(run.over)
+        return given or future
+
+    def _end(self, batch: Batch, future: asyncio.Future[list[Outputs]]) -> None:
+        self._busy = False
+        try:
+            answers = batch.run(self.execute)
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(answers)
+
+    async def aclose(self) -> None:
+        """Note that it was closed."""
+        self.closed = True
