@@ -94,7 +94,9 @@ class Instance(Protocol):
     """Executes batches, one at a time. Made, used and closed on one thread of its own."""
 
     def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
-        """All outputs by name, for inputs by name (read-only arrays that fit the signature).
+        """All outputs by name, for inputs by name (arrays that fit the signature, not to be written into).
+
+        The outputs are the gateway's from then on: memory that the next execution writes into has to be copied.
 
         Raises:
             InvalidInput: the caller's data is at fault; the message goes to the caller.
@@ -197,9 +199,9 @@ def switch(source: ModelSource, key: str, *, default: bool) -> bool:
         LoadError: it is something else.
     """
     text = source.parameters.get(key, str(default)).strip().lower()
-    if text not in _SWITCH:
-        raise LoadError(f"parameter '{key}': expected one of {', '.join(_SWITCH)}, got '{text}'")
-    return _SWITCH[text]
+    if text not in SWITCH:
+        raise LoadError(f"parameter '{key}': expected one of {', '.join(SWITCH)}, got '{text}'")
+    return SWITCH[text]
 
 
-_SWITCH = {"true": True, "false": False, "1": True, "0": False, "on": True, "off": False}
+SWITCH = {"true": True, "false": False, "1": True, "0": False, "on": True, "off": False}

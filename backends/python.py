@@ -5,7 +5,7 @@ class Model:
     outputs = [("length", "int32", (-1, 1))]        # without them, config.pbtxt declares the tensors
     deterministic = False                           # optional: responses are never cached
     def load(self, source): ...                     # optional: source.directory, source.parameters, ...
-    def execute(self, inputs): return {"length": ...}
+    def execute(self, inputs): return {"length": ...}  # the inputs are read-only
     def close(self): ...                            # optional
 """
 
@@ -71,15 +71,17 @@ class PythonInstance:
         self._model = model
 
     def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
-        """What the class's own `execute` returns, as arrays.
+        """What the class's own `execute` returns, copied: it may use its buffers again for the next batch.
 
         Raises:
             TypeError: it returned something other than a mapping.
         """
+        for array in inputs.values():
+            array.flags.writeable = False  # as those of a request that runs alone are: what works once works always
         outputs = self._model.execute(inputs)
         if not isinstance(outputs, Mapping):
             raise TypeError(f"execute returns a dict of arrays by output name, got {type(outputs).__name__}")
-        return {name: np.asarray(value) for name, value in outputs.items()}
+        return {name: np.asarray(value).copy() for name, value in outputs.items()}
 
     def close(self) -> None:
         """Call the class's own `close` where it has one."""
@@ -160,7 +162,7 @@ def _signature(factory: type, declared: Signature) -> Signature:
             "or declare input and output in config.pbtxt"
         )
     signature = Signature.of(inputs or declared.inputs, outputs or declared.outputs) if inputs or outputs else declared
-    return replace(signature, deterministic=bool(getattr(factory, "deterministic", True)))
+    return replace(signature, deterministic=getattr(factory, "deterministic", True))
 
 
 def _specs(factory: type, attribute: str) -> list[TensorSpec]:

@@ -11,7 +11,7 @@ import torch
 
 from backends import torch_formats
 from backends.base import Array, LoadError, ModelSource, Signature, require, warn_of_unknown, whole_number
-from backends.torch_program import Program, first_line
+from backends.torch_program import Program, first_line, memory_of
 
 _DEFAULT_THREADS = torch.get_num_threads()
 
@@ -48,7 +48,7 @@ class TorchModel:
 
     def __init__(self, program: Program, device: torch.device, threads: int) -> None:
         self.signature: Signature = program.signature
-        self.memory = program.memory
+        self.memory = memory_of(program.weights)
         self._program = program
         self._device = device
         self._threads = threads
@@ -71,6 +71,7 @@ class TorchInstance:
         self._device = device
         self._inputs = [spec.name for spec in program.signature.inputs]
         self._outputs = [spec.name for spec in program.signature.outputs]
+        self._weights = {tensor.untyped_storage().data_ptr() for tensor in program.weights}
 
     def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """Run the program in inference mode.
@@ -82,7 +83,9 @@ class TorchInstance:
         require(inputs, self._inputs)
         with torch.inference_mode():
             results = self._program.run([to_tensor(inputs[name], self._device) for name in self._inputs])
-            arrays = [to_array(result) for result in results]
+            # A model that gives back one of its own buffers may write into it the next time.
+            own = [r.clone() if r.untyped_storage().data_ptr() in self._weights else r for r in results]
+            arrays = [to_array(result) for result in own]
         return dict(zip(self._outputs, arrays, strict=True))
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from torch.export.pt2_archive import _package as archives
 from torch.utils import _pytree as pytree
 
 from backends.base import UNBOUNDED, InvalidInput, LoadError, ModelSource, Signature, TensorSpec
-from backends.torch_program import DTYPES, Program, Run, first_line, memory_of, output_names, paths
+from backends.torch_program import DTYPES, Program, Run, first_line, output_names, paths, weights_of
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _OPAQUE = re.compile(r"data/constants/opaque_obj")
@@ -47,7 +47,7 @@ def load(path: str, source: ModelSource, device: torch.device) -> Program:
     signature, wanted = _signature(exported, source)
     # Sizes are checked either way; the guards would check them once more, by code generated at load.
     module = exported.module(check_guards=False)
-    return Program(signature, _runner(exported, module, wanted), memory_of(module))
+    return Program(signature, _runner(exported, module, wanted), weights_of(module, exported.constants.values()))
 
 
 def _runner(exported: torch.export.ExportedProgram, module: torch.nn.Module, wanted: Sequence[int]) -> Run:

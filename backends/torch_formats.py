@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from backends import torch_export
 from backends.base import LoadError, ModelSource, Signature
-from backends.torch_program import Program, first_line, joined, memory_of, output_names, paths, positions
+from backends.torch_program import Program, first_line, joined, output_names, paths, positions, weights_of
 
 
 def load(source: ModelSource, device: torch.device) -> Program:
@@ -96,7 +96,7 @@ def _load_torchscript(path: str, source: ModelSource, device: torch.device) -> P
         leaves: list[torch.Tensor] = pytree.tree_leaves(result)
         return [leaves[i] for i in wanted]
 
-    return Program(declared, run, memory_of(module))
+    return Program(declared, run, weights_of(module))
 
 
 def _leaf_count(returned: Any) -> int:

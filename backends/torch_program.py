@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -41,20 +41,26 @@ class Program:
     """Something that runs, and the names, dtypes and shapes of its tensors in the order `run` takes and gives.
 
     Attributes:
-        memory: bytes of its weights by device, as `backends.base.Model.memory`; empty where the format does not tell.
+        weights: its tensors, each storage once; empty where the format does not tell.
     """
 
     signature: Signature
     run: Run
-    memory: Mapping[str, int] = field(default_factory=dict)
+    weights: Sequence[torch.Tensor] = ()
 
 
-def memory_of(module: torch.nn.Module) -> dict[str, int]:
-    """Bytes of a module's parameters and buffers by device, such as "CPU:0"."""
+def weights_of(module: torch.nn.Module, constants: Iterable[Any] = ()) -> list[torch.Tensor]:
+    """Parameters, buffers and constant tensors, each storage once."""
+    tensors = [*module.parameters(), *module.buffers(), *(c for c in constants if isinstance(c, torch.Tensor))]
+    return list({tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}.values())
+
+
+def memory_of(weights: Iterable[torch.Tensor]) -> dict[str, int]:
+    """Bytes of weights by device, such as "CPU:0"."""
     held: Counter[str] = Counter()
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in weights:
         kind = "GPU" if tensor.device.type == "cuda" else tensor.device.type.upper()
-        held[f"{kind}:{tensor.device.index or 0}"] += tensor.nbytes
+        held[f"{kind}:{tensor.device.index or 0}"] += tensor.untyped_storage().nbytes()
     return dict(held)
 
 

@@ -87,7 +87,7 @@ class Batch:
     def _assembled(self) -> dict[str, Array]:
         padding, first = self.layout.padding, self.requests[0].inputs
         if len(self.requests) == 1 and not padding.axes and not padding.batch_sizes:
-            return first
+            return dict(first)  # a model may take out what it has used
         rows = self._padded_rows
         return {
             name: stack(

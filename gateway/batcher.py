@@ -26,6 +26,9 @@ from gateway.request_queue import RequestQueue
 
 _log = logging.getLogger(__name__)
 
+_TICK_S = 0.001
+"""The shortest timer: uvloop counts in milliseconds, and would spin on one that it rounds down to nothing."""
+
 Executed = Callable[[Batch], None]
 
 
@@ -102,30 +105,46 @@ class Batcher:
         patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
         hurry = min(request.deadline, patience)
         job = Job(request, receiver, shape, level, request.deadline, now, patience, hurry)
-        if job.deadline < inf:
-            free_at = now if self._idle else max(now, min(self._ends.values()))
-            answers_at = self._queue.answers_at(job, free_at, self._instances, now)
-            if answers_at > job.deadline:
-                raise _too_late(job.deadline - now, answers_at - now)
         if self._queue.is_full(level):
             self._advance()  # of what has just come, some may begin
         self._queue.check_room(level)
+        if job.deadline < inf:
+            free_at = now if self._idle else max(now, min(self._ends.values()))
+            answers_at = self._queue.answers_at(job, free_at, self._instances)
+            if answers_at > job.deadline:
+                job.tried = self._may_try(job, now)
+                if not job.tried:
+                    raise _too_late(job.deadline - now, answers_at - now)
         self._queue.add(job)
         self._schedule()
         return job
+
+    def _may_try(self, job: Job, now: float) -> bool:
+        """Whether to run what seems to come too late, since nothing else is to be done and it might be wrong."""
+        spare = self._idle and not self._queue and job.deadline > now
+        return bool(spare) and self._durations.doubtful(job.shape, job.request.rows, now)
 
     def time_left(self, job: Job) -> TimeLeft:
         """What is left to a job's callers from now on."""
         return self._time_left(job.level, job.deadline, job.patience)
 
-    def extend(self, job: Job, request: InferenceRequest) -> TimeLeft:
+    def extend(self, job: Job, request: InferenceRequest, waiting: int) -> TimeLeft:
         """Let a further, equal request wait for a job: it becomes as urgent, and waits as long, as either wants.
+
+        Args:
+            job: of an earlier request.
+            request: the further one.
+            waiting: how many wait for the job already.
 
         Returns:
             What is left to this request.
+
+        Raises:
+            QueueFull: so many wait for it as may wait in the queue.
         """
         now = self._clock()
         level = self._policy.level(request.priority)
+        self._queue.check_room(level, waiting)
         patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
         queued = job.order is not None
         if queued:
@@ -137,6 +156,7 @@ class Batcher:
         job.delayed = job.delayed and job.patience <= now
         if queued:
             self._queue.add(job)
+            self._schedule()  # a batch held back may be ripe now
         return self._time_left(level, request.deadline, patience)
 
     def _time_left(self, level: int, deadline: float, patience: float) -> TimeLeft:
@@ -212,8 +232,7 @@ class Batcher:
         batch = Batch([job.request for job in jobs], self._layout)
         for job in jobs:
             job.batch = batch
-        self._durations.started(jobs[0].shape, batch.rows)
-        self._ends[instance] = now + self._durations.expected(jobs[0].shape, batch.rows, now)
+        self._ends[instance] = now + self._durations.expected(jobs[0].shape, batch.rows)
         try:
             running = instance.run(batch)
         except Exception as error:
@@ -235,17 +254,16 @@ class Batcher:
         finally:
             if error is None:
                 self._settle(jobs, running.result())
+                self._loop.call_soon(self._measure, jobs, started)
             elif len(jobs) == 1:
                 self._fail(jobs[0], restated(error))
-            self._loop.call_soon(self._measure, jobs, started, error is None)
             if self._closing:
                 self._schedule()
 
-    def _measure(self, jobs: list[Job], started: float, well: bool) -> None:  # noqa: FBT001  # a loop's callback
+    def _measure(self, jobs: list[Job], started: float) -> None:
         """Learn how long a batch takes, once its callers have encoded and sent their answers."""
         now = self._clock()
-        rows = sum(job.request.rows for job in jobs)
-        self._durations.ended(jobs[0].shape, rows, now - started if well else None, now)
+        self._durations.add(jobs[0].shape, cast(Batch, jobs[0].batch).rows, now - started, now)
 
     def _split(self, jobs: list[Job], error: BaseException) -> None:
         """Try the members of a failed batch apart, so that only those fail whose fault it is."""
@@ -269,14 +287,14 @@ class Batcher:
 
     def _set_timer(self, now: float) -> None:
         """Wake up when the queue wants it. A timer set for earlier is left alone: it finds out that it is early."""
-        wakes = self._queue.wakes(now, idle=bool(self._idle))
+        wakes = self._queue.wakes(idle=bool(self._idle))
         wakes = min([wakes, *(job.deadline for job in self._retried() if not job.receiver.done())])
         if wakes >= self._timer_at:
             return
         if self._timer:
             self._timer.cancel()
         self._timer_at = wakes
-        self._timer = self._loop.call_later(max(wakes - now, 0), self._wake)
+        self._timer = self._loop.call_later(max(wakes - now, _TICK_S), self._wake)
 
     def _wake(self) -> None:
         self._timer, self._timer_at = None, inf
@@ -291,4 +309,4 @@ def _too_late(left: float, takes: float = 0.0) -> DeadlineExceeded:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms"
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

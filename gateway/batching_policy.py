@@ -12,6 +12,8 @@ from tensorgate_client.wire import model_config_pb2 as pb
 DEFAULT_QUEUE_SIZE = 1024
 """Requests that may wait where config.pbtxt sets no limit."""
 
+_MOST_LEVELS = 100  # each has a queue of its own, so that their number bounds what may wait
+
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
@@ -90,13 +92,17 @@ def _check(stated: pb.ModelDynamicBatching, max_batch_size: int) -> None:
             limit = f"max_batch_size, {max_batch_size}"
             raise LoadError(f"dynamic_batching: preferred_batch_size {rows}: expected 1 to {limit}")
     levels, default = stated.priority_levels, stated.default_priority_level
+    if levels > _MOST_LEVELS:
+        raise LoadError(f"dynamic_batching: priority_levels is {levels}, expected at most {_MOST_LEVELS}")
     if levels and not 1 <= default <= levels:
-        raise LoadError(f"dynamic_batching: default_priority_level is {default}, expected 1 to {levels}")
+        is_now = f"is {default}" if default else "is not set"
+        raise LoadError(f"dynamic_batching: default_priority_level {is_now}, expected 1 to {levels}")
     if default and not levels:
         raise LoadError(f"dynamic_batching: default_priority_level is {default}, but priority_levels is not set")
     for level in stated.priority_queue_policy:
         if not 1 <= level <= levels:
-            raise LoadError(f"dynamic_batching: priority_queue_policy for level {level}, expected 1 to {levels}")
+            expected = f"expected 1 to {levels}" if levels else "but priority_levels is not set"
+            raise LoadError(f"dynamic_batching: priority_queue_policy for level {level}, {expected}")
 
 
 def _queue_policy(stated: pb.ModelQueuePolicy) -> QueuePolicy:

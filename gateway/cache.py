@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 from blake3 import blake3
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from backends.base import Array
 from gateway.batch import Batch, Outputs
@@ -28,6 +28,8 @@ from gateway.stats import ModelStatistics
 
 _OVERHEAD = 400
 """Bytes of bookkeeping that an entry costs beside its response, as measured; without them small ones would be free."""
+
+_AT_ONCE = 1000
 
 _generations = count()
 
@@ -76,10 +78,14 @@ class ResponseCache:
             expires = self._clock() + ttl_s if ttl_s < inf else inf
             self._entries[key] = response, expires, generation
 
-    def forget(self, generation: int) -> None:
-        """Drop everything of a load that is no longer served."""
-        for key in [key for key, (_, _, load) in self._entries.items() if load == generation]:
-            del self._entries[key]
+    async def forget(self, generation: int) -> None:
+        """Drop everything of a load that is no longer served, little by little: others are served meanwhile."""
+        keys = list(self._entries)
+        for start in range(0, len(keys), _AT_ONCE):
+            for key in keys[start : start + _AT_ONCE]:
+                if key in self._entries and Cache.__getitem__(self._entries, key)[2] == generation:
+                    del self._entries[key]
+            await asyncio.sleep(0)
 
 
 class _Flight:
@@ -133,7 +139,7 @@ class _Flight:
         loop = waiter.get_loop()
         if left.to_wait < inf:
             self._timers.append(loop.call_later(left.to_wait, self._waited, waiter))
-        # Whose deadline passed while the job executes for nobody else waits for it.
+        # A lone caller whose deadline has passed still waits for what executes: others who join change nothing of that.
         if left.to_deadline < inf and (left.to_deadline > 0 or self.job.order is not None):
             self._timers.append(loop.call_later(left.to_deadline, _expire, waiter))
 
@@ -192,7 +198,6 @@ class ModelCache:
                 self.flights[key] = flight
                 return await self._wait(flight, self._loop.create_future()), flight.job.batch
             response = await self._join(flight, request)
-            stages.cache = time.perf_counter_ns()
         self._stats.hit(stages)
         return response, None
 
@@ -200,7 +205,7 @@ class ModelCache:
         if len(flight.waiters) == 1:  # until now the job's limits were this one's own
             flight.watch(next(iter(flight.waiters)), self._batcher.time_left(flight.job))
         waiter: asyncio.Future[bytes] = self._loop.create_future()
-        flight.watch(waiter, self._batcher.extend(flight.job, request))
+        flight.watch(waiter, self._batcher.extend(flight.job, request, len(flight.waiters)))
         return await self._wait(flight, waiter)
 
     def keep(self, key: bytes, flight: _Flight, outputs: Outputs) -> bytes:
@@ -211,9 +216,9 @@ class ModelCache:
         self._stats.cache_miss.add(flight.lookup_ns + time.perf_counter_ns() - encoded)
         return response
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Drop what this load has kept."""
-        self._store.forget(self._generation)
+        await self._store.forget(self._generation)
 
     def _key(self, request: InferenceRequest) -> bytes:
         """128 bits over all that can change the response; cryptographic, so that nobody can make two requests meet.

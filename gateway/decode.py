@@ -191,7 +191,9 @@ def _number(model: ServedModel, proto: pb.ModelInferRequest, key: str) -> int:
     kind = parameter.WhichOneof("parameter_choice")
     if kind not in ("int64_param", "uint64_param") or (value := int(getattr(parameter, kind))) < 0:
         got = str(parameter).strip() or "nothing"
-        raise InvalidRequest(f"model '{model.name}': parameter '{key}': expected int64_param of at least 0, got {got}")
+        raise InvalidRequest(
+            f"model '{model.name}': parameter '{key}': expected int64_param or uint64_param, at least 0, got {got}"
+        )
     return value
 
 

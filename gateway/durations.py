@@ -9,25 +9,28 @@ from math import inf
 
 from cachetools import LRUCache
 
-_SAMPLES = 16
-_TRUSTED_S = 1.0  # how long a measurement holds once nothing runs any more
+_SAMPLES = 3
+_DOUBT_S, _MOST_DOUBT_S = 1.0, 60.0
 _SHAPES = 256
 
 
 @dataclass(slots=True)
 class _Measured:
-    """The latest durations of batches alike, in seconds, and how many more run at this moment."""
+    """The latest durations of batches alike, in seconds, and when to doubt them."""
 
     samples: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
-    typical: float = 0.0
-    at: float = -inf
-    running: int = 0
+    least: float = inf
+    doubted_at: float = -inf
+    doubt_s: float = _DOUBT_S
 
     def add(self, seconds: float, now: float) -> None:
         self.samples.append(seconds)
-        # The slowest tenth is left out: one hiccup, as a first execution may be, must not turn requests away.
-        self.typical = sorted(self.samples)[int(0.9 * (len(self.samples) - 1))]
-        self.at = now
+        least = min(self.samples)
+        if least < self.least / 2:  # what was known was wrong
+            self.doubt_s = _DOUBT_S
+        if self.doubted_at == -inf:
+            self.doubted_at = now
+        self.least = least
 
 
 class Durations:
@@ -36,34 +39,35 @@ class Durations:
     def __init__(self) -> None:
         self._by_shape: LRUCache[Hashable, dict[int, _Measured]] = LRUCache(_SHAPES)
 
-    def started(self, shape: Hashable, rows: int) -> None:
-        """Note that a batch runs."""
-        self._of(shape, rows).running += 1
-
-    def ended(self, shape: Hashable, rows: int, seconds: float | None, now: float) -> None:
-        """Note that a batch has ended `now`, and how long it took unless it failed."""
-        measured = self._of(shape, rows)
-        measured.running = max(measured.running - 1, 0)  # it may have been forgotten meanwhile
-        if seconds is not None:
-            measured.add(seconds, now)
-
-    def expected(self, shape: Hashable, rows: int, now: float) -> float:
-        """Seconds that such a batch takes at least, by what was measured of it or of smaller ones.
-
-        0 where nothing was measured lately, nor is at this moment: what is turned away is not measured, so a bad
-        measurement would otherwise hold for ever.
-        """
-        by_size = self._by_shape.get(shape)
-        if by_size is None:
-            return 0.0
-        for size in range(rows.bit_length(), 0, -1):
-            measured = by_size.get(size)
-            if measured is not None and (measured.running or now - measured.at < _TRUSTED_S):
-                return measured.typical
-        return 0.0
-
-    def _of(self, shape: Hashable, rows: int) -> _Measured:
+    def add(self, shape: Hashable, rows: int, seconds: float, now: float) -> None:
+        """Note that a batch took `seconds` and ended `now`."""
         by_size = self._by_shape.get(shape)
         if by_size is None:
             by_size = self._by_shape[shape] = {}
-        return by_size.setdefault(rows.bit_length(), _Measured())
+        by_size.setdefault(rows.bit_length(), _Measured()).add(seconds, now)
+
+    def expected(self, shape: Hashable, rows: int) -> float:
+        """Seconds that such a batch takes at least: the least of its latest measurements, or of smaller batches'.
+
+        One hiccup, as a first execution may be, must not turn requests away. 0 where nothing was measured.
+        """
+        measured = self._nearest(shape, rows)
+        return measured.least if measured else 0.0
+
+    def doubtful(self, shape: Hashable, rows: int, now: float) -> bool:
+        """Whether to try a request in spite of what is expected; if so, not again for some time.
+
+        What is turned away is not measured: without a try now and then, a bad measurement would hold for ever. Tries
+        become rare while they confirm it.
+        """
+        measured = self._nearest(shape, rows)
+        if measured is None or now - measured.doubted_at < measured.doubt_s:
+            return False
+        measured.doubted_at = now
+        measured.doubt_s = min(2 * measured.doubt_s, _MOST_DOUBT_S)
+        return True
+
+    def _nearest(self, shape: Hashable, rows: int) -> _Measured | None:
+        by_size = self._by_shape.get(shape, {})
+        sizes = (by_size.get(size) for size in range(rows.bit_length(), 0, -1))
+        return next(filter(None, sizes), None)

@@ -61,18 +61,33 @@ class Worker:
 
 
 def _call(future: asyncio.Future[T], function: Callable[[], T]) -> None:
-    settle: Callable[[], None]
+    result: T | None = None
+    failure: Exception | None = None
     try:
         result = function()
     except BaseException as error:  # whatever a runtime raises belongs to the caller, not to this thread
-        failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
-        if isinstance(failure, StopIteration):  # a future refuses it
-            failure = RuntimeError("StopIteration")
-        settle = lambda: None if future.done() else future.set_exception(failure)  # noqa: E731
-    else:
-        settle = lambda: None if future.done() else future.set_result(result)  # noqa: E731
+        failure = _presentable(error)
     with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        future.get_loop().call_soon_threadsafe(settle)
+        future.get_loop().call_soon_threadsafe(_settle, future, result, failure)
+    failure = None  # its traceback has this frame: a cycle that would keep the batch until the next collection
+
+
+def _settle(future: asyncio.Future[Any], result: object, failure: Exception | None) -> None:
+    if future.done():
+        return
+    if failure is None:
+        future.set_result(result)
+    else:
+        future.set_exception(failure)
+
+
+def _presentable(error: BaseException) -> Exception:
+    """The error, or one by its name: a future refuses StopIteration, and some exceptions are broken themselves."""
+    with suppress(Exception):
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            str(error)
+            return error
+    return RuntimeError(type(error).__name__)
 
 
 class ThreadInstance:

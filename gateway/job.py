@@ -44,6 +44,7 @@ class Job:
         arrived: when it was queued.
         patience: when it has waited too long.
         hurry: when the first of its callers stops waiting, or has waited too long; it decides on the order.
+        tried: whether it runs though it seems to come too late.
         order: its place while it is queued, else None.
         batch: the latest one it ran in.
     """
@@ -57,6 +58,7 @@ class Job:
     patience: float
     hurry: float
     delayed: bool = False
+    tried: bool = False
     order: Order | None = None
     batch: Batch | None = None
 

@@ -110,7 +110,7 @@ class ServedModel:
         """Refuse new requests, let those under way finish, free the model."""
         await self._batcher.aclose()
         if self._cache:
-            self._cache.close()
+            await self._cache.aclose()
         await self.runtime.aclose()
 
 
@@ -194,9 +194,10 @@ class Loader:
         return served
 
     def _cache_for(self, config: pb.ModelConfig, signature: base.Signature) -> ResponseCache | None:
+        deterministic = parameters.deterministic(config) and signature.deterministic
         if not config.response_cache.enable:
             return None
-        if not (signature.deterministic and parameters.deterministic(config)):
+        if not deterministic:
             _log.warning("model %s is declared non-deterministic: its responses are not cached", config.name)
             return None
         return self.cache
@@ -204,12 +205,15 @@ class Loader:
 
 def _normalised(signature: base.Signature) -> base.Signature:
     """The signature in our own types: a foreign backend may give plain tuples."""
+    deterministic = getattr(signature, "deterministic", True)  # a foreign one need not have it
+    if not isinstance(deterministic, bool):
+        raise LoadError(f"deterministic is {deterministic!r}, expected True or False")
     try:
         return base.Signature(
             tuple(base.TensorSpec.of(*spec) for spec in signature.inputs),
             tuple(base.TensorSpec.of(*spec) for spec in signature.outputs),
             signature.max_batch_size,
-            bool(getattr(signature, "deterministic", True)),  # a foreign one need not have it
+            deterministic,
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise LoadError(f"the backend's signature does not follow the contract: {error}") from error

@@ -193,8 +193,10 @@ def _batched(config: pb.ModelConfig, signature: Signature) -> Signature:
     """The signature as the batcher makes it: it fills up the batches of a model that was built for a fixed size."""
     sizes = parameters.batch_sizes(config)
     first = {spec.shape[:1] for spec in (*signature.inputs, *signature.outputs)}
-    if signature.max_batch_size or len(sizes) != 1 or first != {sizes}:
+    if signature.max_batch_size or not sizes or len(first) != 1 or (fixed := first.pop()) in ((), (-1,)):
         return signature
+    if sizes != fixed:
+        raise LoadError(f"parameter 'batch_sizes': the model was built for {fixed[0]} rows: say '{fixed[0]}'")
     opened = [
         tuple(spec._replace(shape=(-1, *spec.shape[1:])) for spec in specs)
         for specs in (signature.inputs, signature.outputs)

@@ -11,6 +11,7 @@ last row.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from backends.base import Array, InvalidInput, LoadError
 from gateway import parameters
 from gateway.parameters import BATCH_SIZES, PAD
 from tensorgate_client.wire import model_config_pb2 as pb
+
+_log = logging.getLogger(__name__)
 
 _NO_BATCHES = "the model does not batch (max_batch_size: 0), so there is nothing to pad for"
 _RULE = re.compile(r"\s*((?:[^\s\[\]:;]+\[\d+\][\s,]*)+):([\d\s,]+)")
@@ -84,7 +87,9 @@ class Padding:
             limit = config.max_batch_size
             raise LoadError(f"parameter '{BATCH_SIZES}': the largest is {sizes[-1]}, below max_batch_size {limit}")
         text = config.parameters[PAD].string_value if PAD in config.parameters else ""
-        return cls(tuple(_axis(rule, config) for rule in text.split(";") if rule.strip()), sizes)
+        axes = tuple(_axis(rule, config) for rule in text.split(";") if rule.strip())
+        _check_together(axes, config)
+        return cls(axes, sizes)
 
     def rows(self, rows: int) -> int:
         """How many rows a batch of `rows` runs with."""
@@ -141,15 +146,35 @@ def _axis(rule: str, config: pb.ModelConfig) -> Axis:
     inputs = {tensor.name: tensor for tensor in config.input}
     outputs = {tensor.name: tensor for tensor in config.output}
     for name, dim in named:
-        tensor = inputs.get(name) or outputs.get(name)
-        if tensor is None:
+        if name not in inputs and name not in outputs:
             raise LoadError(f"{subject}: the model has no input or output '{name}'")
         # Inputs are padded as the runtime sees them, outputs are cut as the client does.
-        dims = tensor.reshape.shape if name in inputs and tensor.HasField("reshape") else tensor.dims
-        if not 1 <= dim <= len(dims) or dims[dim - 1] != -1:
+        shapes = [t.reshape.shape if t.HasField("reshape") else t.dims for n, t in inputs.items() if n == name]
+        shapes += [tensor.dims for n, tensor in outputs.items() if n == name]
+        if not all(1 <= dim <= len(shape) and shape[dim - 1] == -1 for shape in shapes):
             raise LoadError(f"{subject}: {name}[{dim}] is no open dimension of '{name}' (0 is the batch)")
     padded = {name: dim for name, dim in named if name in inputs}
     if not padded:
         raise LoadError(f"{subject}: '{rule.strip()}' names no input")
-    cut = {name: dim for name, dim in named if name not in inputs}
+    cut = {name: dim for name, dim in named if name in outputs}
     return Axis(parameters.sizes(match[2].strip(), PAD), padded, cut)
+
+
+def _check_together(axes: Sequence[Axis], config: pb.ModelConfig) -> None:
+    """Refuse dimensions that two rules name, and warn of outputs that would come back padded."""
+    seen: set[tuple[str, int]] = set()
+    for axis in axes:
+        for name, dim in axis.inputs.items():
+            if (name, dim) in seen:
+                raise LoadError(f"parameter '{PAD}': two rules name {name}[{dim}]")
+            seen.add((name, dim))
+    cut = {name for axis in axes for name in axis.outputs}
+    for tensor in config.output:
+        if axes and -1 in tensor.dims and tensor.name not in cut:
+            _log.warning(
+                "model %s: output '%s' has an open dimension that no rule of '%s' cuts: if it is a padded one, name it "
+                "there, or callers get it padded",
+                config.name,
+                tensor.name,
+                PAD,
+            )

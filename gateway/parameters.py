@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf, isfinite
 
-from backends.base import LoadError
+from backends.base import SWITCH, LoadError
 from tensorgate_client.wire import model_config_pb2 as pb
 
 PAD = "pad"
@@ -20,6 +20,9 @@ CACHE_TTL_S = "response_cache_ttl_s"
 """Seconds for which a cached response holds."""
 
 OWN = frozenset((PAD, BATCH_SIZES, DETERMINISTIC, CACHE_TTL_S))
+
+
+_LARGEST = 2**24  # of a dimension; more is a slip of the hand, and no memory would hold it
 
 
 def batch_sizes(config: pb.ModelConfig) -> tuple[int, ...]:
@@ -38,12 +41,9 @@ def deterministic(config: pb.ModelConfig) -> bool:
         LoadError: the parameter is neither yes nor no.
     """
     text = _text(config, DETERMINISTIC, "true").lower()
-    if text not in _SWITCH:
-        raise LoadError(f"parameter '{DETERMINISTIC}': expected one of {', '.join(_SWITCH)}, got '{text}'")
-    return _SWITCH[text]
-
-
-_SWITCH = {"true": True, "false": False, "1": True, "0": False}
+    if text not in SWITCH:
+        raise LoadError(f"parameter '{DETERMINISTIC}': expected one of {', '.join(SWITCH)}, got '{text}'")
+    return SWITCH[text]
 
 
 def cache_ttl_s(config: pb.ModelConfig) -> float:
@@ -71,8 +71,8 @@ def sizes(text: str, key: str) -> tuple[int, ...]:
         LoadError: there is none, or one is no whole number above 0.
     """
     words = text.replace(",", " ").split()
-    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise LoadError(f"parameter '{key}': expected sizes above 0, as '1 8 32', got '{text}'")
+    if not words or not all(word.isdecimal() and 0 < int(word) <= _LARGEST for word in words):
+        raise LoadError(f"parameter '{key}': expected sizes from 1 to {_LARGEST}, as '1 8 32', got '{text}'")
     return tuple(sorted({int(word) for word in words}))
 
 

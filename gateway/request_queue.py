@@ -58,10 +58,23 @@ class _Sorted:
 
 @dataclass(slots=True)
 class _Group:
-    """Queued jobs of one shape."""
+    """Queued jobs of one shape.
+
+    Attributes:
+        jobs: in their order.
+        rows: of all of them.
+        ripens: the least of when each came and of half the time each has; None if it has to be looked up again.
+    """
 
     jobs: _Sorted = field(default_factory=_Sorted)
     rows: int = 0
+    ripens: tuple[float, float] | None = (inf, inf)
+
+    def first_to_ripen(self) -> tuple[float, float]:
+        """When the first came, and when the first has had half of its time."""
+        if self.ripens is None:
+            self.ripens = min(job.arrived for job in self.jobs), min((job.arrived + job.hurry) / 2 for job in self.jobs)
+        return self.ripens
 
 
 class RequestQueue:
@@ -91,14 +104,14 @@ class RequestQueue:
         """Whether as many jobs of a level wait as may."""
         return self._waiting.get(level, 0) >= self._policy.queue_at(level).max_size
 
-    def check_room(self, level: int) -> None:
-        """Refuse a further job of a level whose queue is full.
+    def check_room(self, level: int, others: int = 0) -> None:
+        """Refuse a further job of a level whose queue is full; or a caller, where `others` wait for one and the same.
 
         Raises:
             QueueFull: it is.
         """
-        if self.is_full(level):
-            limit = self._policy.queue_at(level).max_size
+        limit = self._policy.queue_at(level).max_size
+        if others >= limit or (not others and self.is_full(level)):
             raise QueueFull(f"{limit} requests wait already (max_queue_size): try again later or elsewhere")
 
     def add(self, job: Job) -> None:
@@ -109,6 +122,8 @@ class RequestQueue:
             group = self._groups[job.shape] = _Group()
         group.jobs.add(job.order, job)
         group.rows += job.request.rows
+        if group.ripens:
+            group.ripens = min(group.ripens[0], job.arrived), min(group.ripens[1], (job.arrived + job.hurry) / 2)
         self._waiting[job.level] = self._waiting.get(job.level, 0) + 1
         if job.expires < inf:
             self._expiring.add((job.expires, job.order[-1]), job)
@@ -124,14 +139,13 @@ class RequestQueue:
         due = min(job.hurry, job.arrived + _DUE_S)
         return job.level, job.delayed, due, next(self._numbers)
 
-    def answers_at(self, job: Job, free_at: float, instances: int, now: float) -> float:
+    def answers_at(self, job: Job, free_at: float, instances: int) -> float:
         """When a job, not queued yet, can be answered, by the measured time of what comes before it.
 
         Args:
             job: to be queued.
             free_at: when an instance is free to run what waits.
             instances: how many there are.
-            now: at present.
         """
         limit, order = self._policy.max_rows, self._order(job)
         ahead, own_rows = 0.0, job.request.rows
@@ -142,12 +156,12 @@ class RequestQueue:
                 own_rows = beside + 1
             else:
                 batches = ceil(before / limit)
-            ahead += batches * self._durations.expected(shape, min(limit, group.rows), now)
-        return free_at + ahead / instances + self._takes(job.shape, own_rows, now)
+            ahead += batches * self._durations.expected(shape, min(limit, group.rows))
+        return free_at + ahead / instances + self._takes(job.shape, own_rows)
 
-    def _takes(self, shape: Hashable, rows: int, now: float) -> float:
+    def _takes(self, shape: Hashable, rows: int) -> float:
         """Seconds until a batch that starts now has been answered, 0 if nothing is known."""
-        expected = self._durations.expected(shape, rows, now)
+        expected = self._durations.expected(shape, rows)
         return expected + _WAY_BACK_S if expected else 0.0
 
     def expire(self, now: float) -> list[Job]:
@@ -172,12 +186,12 @@ class RequestQueue:
         late: list[Job] = []
         while (group := self._next_group(now)) is not None:
             shape = group.jobs.first.shape
-            limit = self._rows_to_run(group, now)
-            ends = now + self._takes(shape, min(limit, group.rows), now)
+            limit = self._in_time(group, self._rows_to_run(group, now), now)
+            ends = now + self._takes(shape, min(limit, group.rows))
             jobs: list[Job] = []
             seen = 0
             for job in group.jobs:
-                if job.deadline < ends:
+                if job.deadline < ends and not job.tried:
                     late.append(job)
                 elif job.request.rows <= limit or not jobs:
                     jobs.append(job)
@@ -191,10 +205,20 @@ class RequestQueue:
                 return jobs, late
         return [], late
 
+    def _in_time(self, group: _Group, limit: int, now: float) -> int:
+        """Fewer rows, if so many would make the most urgent job late and fewer would not."""
+        job, rows = group.jobs.first, min(limit, group.rows)
+        while job.deadline < now + self._takes(job.shape, rows):
+            rows = (1 << (rows.bit_length() - 1)) - 1  # durations are known by powers of two
+            if rows < job.request.rows:
+                return limit  # it is late whatever runs beside it
+        return limit if rows == min(limit, group.rows) else rows
+
     def _left(self, group: _Group, job: Job) -> None:
         """A job was taken out of its group."""
         assert job.order is not None  # noqa: S101
         group.rows -= job.request.rows
+        group.ripens = None
         if not group.rows:
             del self._groups[job.shape]
         self._waiting[job.level] -= 1
@@ -202,12 +226,12 @@ class RequestQueue:
             self._expiring.remove((job.expires, job.order[-1]))
         job.order = None
 
-    def wakes(self, now: float, *, idle: bool) -> float:
+    def wakes(self, *, idle: bool) -> float:
         """When the queue wants to be looked at again, if nothing comes or ends before."""
         expires = self._expiring.first.expires if self._expiring else inf
         if not (idle and self.holds_back):
             return expires
-        return min([expires, *(self._ripe_at(group, now) for group in self._groups.values())])
+        return min([expires, *(self._ripe_at(group) for group in self._groups.values())])
 
     def _next_group(self, now: float) -> _Group | None:
         """Of the shapes of which enough waits, or has waited long enough, the one whose first job is most urgent."""
@@ -224,11 +248,13 @@ class RequestQueue:
             return limit
         if preferred := self._preferred(group):
             return preferred
-        return limit if group.rows >= limit or now >= self._ripe_at(group, now) else 0
+        return limit if group.rows >= limit or now >= self._ripe_at(group) else 0
 
     def _preferred(self, group: _Group) -> int:
         """The largest preferred batch size that the first jobs of a shape make up exactly, or 0."""
         best = rows = 0
+        if not self._policy.preferred_rows:
+            return 0
         for job in group.jobs:
             rows += job.request.rows
             if rows > self._policy.max_rows:
@@ -237,8 +263,8 @@ class RequestQueue:
                 best = rows
         return best
 
-    def _ripe_at(self, group: _Group, now: float) -> float:
+    def _ripe_at(self, group: _Group) -> float:
         """When a shape's jobs run however few they are: holding them back takes at most half of the time they have."""
-        takes = self._durations.expected(group.jobs.first.shape, group.rows, now)
-        held = min(job.arrived for job in group.jobs) + self._policy.max_delay_s
-        return min([held, *((job.arrived + job.hurry) / 2 - takes for job in group.jobs)])
+        came, half = group.first_to_ripen()
+        takes = self._durations.expected(group.jobs.first.shape, group.rows)
+        return min(came + self._policy.max_delay_s, half - takes)

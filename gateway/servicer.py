@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -111,8 +112,11 @@ class Servicer:
             try:
                 return await handler(message, context)
             except Exception as error:  # the table is total: nothing but a status reaches the caller
-                await context.abort(*status_of(error, rpc))
-                raise
+                code, details = status_of(error, rpc)
+                _let_go(error)
+                context.set_code(code)  # `abort` raises, and keeps the request in a cycle with what it raised
+                context.set_details(details)
+                return b""
             finally:
                 state.leave()
 
@@ -198,6 +202,18 @@ class Servicer:
         _check_repository(repository)
         if not self._explicit:
             raise NotAllowed("loading and unloading by RPC is off: start the server with --model-control explicit")
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what the frames of an answered error hold: tensors, which would otherwise wait for the garbage collector."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            traceback.clear_frames(current.__traceback__)
+            pending += (current.__cause__, current.__context__)
 
 
 def _check_repository(name: str) -> None:

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         32, ge=1, description="Rows per request for a batching model whose file and config.pbtxt name no limit"
     )
     cache_size_mb: int = Field(
-        256, ge=1, description="Most memory for cached responses, in MiB; models opt in with response_cache"
+        256, ge=0, description="Most memory for cached responses, in MiB; models opt in with response_cache"
     )
     max_message_mb: int = Field(64, ge=1, le=2047, description="Largest request or response, in MiB")
     shutdown_grace_s: float = Field(

@@ -76,7 +76,8 @@ class ModelStatistics:
     def hit(self, stages: Stages) -> None:
         """Note a request that was answered from the cache, or with the answer to an equal one."""
         self.cache_hit.add(stages.cache - stages.decode)
-        self.queue.add(0)  # as Triton counts: whatever was answered has been in the queue
+        # As Triton counts, whatever was answered has been in the queue: for as long as it waited for its equal.
+        self.queue.add(time.perf_counter_ns() - stages.cache)
 
     def succeeded(self, stages: Stages) -> None:
         """Note an answer."""

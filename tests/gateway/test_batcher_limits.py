@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from support.batching import LAYOUT, Rig
 from support.fake_clock import on_fake_clock, settled, until
 
-from gateway.batch import BatchLayout
 from gateway.errors import DeadlineExceeded, QueueFull
-from gateway.tensor_rules import TensorRule
 
 ONE = "max_batch_size: 1 dynamic_batching { %s }"
 LIMITED = ONE % "default_queue_policy { %s }"
@@ -174,125 +170,6 @@ async def test_deadline_that_has_passed_is_refused():
     await rig.finish()
     assert (call.failed_with, call.ended, rig.runs) == (DeadlineExceeded, 0, [])
     assert str(call.error) == "the deadline had passed before the request could be executed"
-
-
-@on_fake_clock
-async def test_what_cannot_be_finished_in_time_is_refused_on_arrival():
-    """Once it is known that the model takes a second, half a second is refused at once, without any compute."""
-    rig = Rig()
-    rig.ask(0)
-    await until(1)
-    tight, ample = rig.ask(1, within=0.5), rig.ask(2, within=1.5)
-    await rig.finish()
-    assert (tight.failed_with, tight.ended) == (DeadlineExceeded, 1)
-    assert re.fullmatch(r"cannot be answered in the 500 ms left: .*it takes about 1e\+03 ms", str(tight.error))
-    assert ample.answered
-    assert rig.runs == [[0], [2]]
-
-
-@pytest.mark.parametrize("takes", [0.25, 4])
-@on_fake_clock
-async def test_what_waited_too_long_to_finish_is_not_begun(takes):
-    """Who was overtaken and whose time no longer suffices is told so, and costs no compute; slow models included."""
-    rig = Rig(ONE % "priority_levels: 2 default_priority_level: 2", takes)
-    rig.ask(0)
-    await until(takes)
-    rig.ask(1)
-    await settled()
-    late = rig.ask(2, within=2.5 * takes)
-    await until(1.5 * takes)
-    rig.ask(3, priority=1)
-    await until(2.5 * takes)
-    ample = rig.ask(4)
-    await rig.finish()
-    assert (late.failed_with, late.ended) == (DeadlineExceeded, 3 * takes)
-    assert ample.answered
-    assert rig.runs == [[0], [1], [3], [4]]
-
-
-@pytest.mark.parametrize("takes", [0.25, 4])
-@on_fake_clock
-async def test_what_waits_ahead_counts(takes):
-    """A request that could be finished in time alone, but not behind those that wait already, is refused on arrival."""
-    rig = Rig("max_batch_size: 1", takes)
-    rig.ask(0)
-    await until(takes)
-    rig.ask_all([1, 2, 3], within=3.5 * takes)
-    await until(1.5 * takes)
-    tight, ample = rig.ask(4, within=3.25 * takes), rig.ask(5, within=6 * takes)
-    await rig.finish()
-    assert ample.answered
-    assert [4] not in rig.runs
-    assert tight.failed_with is DeadlineExceeded
-
-
-@on_fake_clock
-async def test_durations_are_those_of_the_shape():
-    """That long texts take long does not turn short ones away."""
-    rig = Rig(takes=lambda batch: 4.0 if batch.requests[0].inputs["x"].shape[1] == 9 else 0.25)
-    rig.ask(0, width=9)
-    await until(4)
-    short, long = rig.ask(1, width=2, within=1), rig.ask(2, width=9, within=1)
-    await rig.finish()
-    assert short.answered
-    assert long.failed_with is DeadlineExceeded
-
-
-@on_fake_clock
-async def test_durations_of_a_model_that_does_not_batch_are_those_of_the_whole_shape():
-    """Where nothing is batched, the first dimension is a size like any other: long inputs say nothing of short ones."""
-    rules = {"x": TensorRule("x", "FP32", (-1, -1))}, {"y": TensorRule("y", "FP32", (-1, -1))}
-    rig = Rig("", lambda batch: float(len(batch.requests[0].inputs["x"])), layout=BatchLayout(*rules))
-    big = rig.ask(0, rows=8)
-    big.request.rows = 1  # as `decode` counts where nothing is batched
-    await until(8)
-    small = rig.ask(1, within=2)
-    await rig.finish()
-    assert small.answered
-
-
-@on_fake_clock
-async def test_small_batches_say_what_large_ones_take_at_least_but_not_the_other_way_round():
-    """A measured batch of 8 turns no single row away, while a measured single row bounds a request of 8."""
-    rig = Rig(takes=lambda batch: batch.rows / 4)
-    rig.ask(0, rows=8)
-    await until(2)
-    single = rig.ask(1, within=0.5)
-    await until(2.5)
-    eight = rig.ask(2, rows=8, within=1)
-    await rig.finish()
-    assert single.answered
-    assert eight.failed_with is DeadlineExceeded
-
-
-@on_fake_clock
-async def test_bad_measurement_does_not_hold_for_ever():
-    """After one hiccup of ten seconds, requests with a deadline are let through again before long."""
-    duration = 10.0
-    rig = Rig(takes=lambda _: duration)
-    rig.ask(0)
-    await until(10)
-    duration = 0.25
-    refused = rig.ask(1, within=0.5)
-    await until(60)
-    call = rig.ask(2, within=0.5)
-    await rig.finish()
-    assert refused.failed_with is DeadlineExceeded
-    assert (call.answered, call.ended) == (True, 60.25)
-
-
-@on_fake_clock
-async def test_one_slow_execution_among_quick_ones_turns_nobody_away():
-    """The first execution is often slow: from the second on, it no longer counts."""
-    duration = 10.0
-    rig = Rig("max_batch_size: 1", takes=lambda _: duration)
-    rig.ask_all([0, 1])
-    await until(9)
-    duration = 0.25
-    await until(10.25)
-    call = rig.ask(2, within=0.5)
-    await rig.finish()
-    assert (call.answered, call.ended) == (True, 10.5)
 
 
 @on_fake_clock

@@ -211,7 +211,9 @@ def test_a_parameter_of_the_wrong_kind(repository: RepositoryBuilder, key: str) 
             setattr(message.parameters[key], field, value)
             code, text = refusal(lambda message=message: gateway.stub.ModelInfer(message, timeout=60))
             assert code is Code.INVALID_ARGUMENT
-            expected = f"model 'echo': parameter '{key}': expected int64_param of at least 0, got {field}: "
+            expected = (
+                f"model 'echo': parameter '{key}': expected int64_param or uint64_param, at least 0, got {field}: "
+            )
             assert text.startswith(expected)
 
 
@@ -251,7 +253,7 @@ BAD = {
     "preferred": (dynamic("preferred_batch_size: [4, 9]"), PREFERRED),
     "default_level": (
         dynamic("priority_levels: 2"),
-        "dynamic_batching: default_priority_level is 0, expected 1 to 2",
+        "dynamic_batching: default_priority_level is not set, expected 1 to 2",
     ),
     "level_over": (
         dynamic("priority_levels: 2 default_priority_level: 3"),
@@ -267,8 +269,11 @@ BAD = {
     ),
     "pad_unknown": (parameter("pad", "nobody[1]: 4"), PAD + "the model has no input or output 'nobody'"),
     "pad_batch": (parameter("pad", "INPUT0[0]: 4"), PAD + "INPUT0[0] is no open dimension of 'INPUT0'"),
-    "pad_sizes": (parameter("pad", "INPUT0[1]: 0"), PAD + "expected sizes above 0, as '1 8 32', got '0'"),
-    "sizes": (parameter("batch_sizes", "four"), "parameter 'batch_sizes': expected sizes above 0, as '1 8 32'"),
+    "pad_sizes": (parameter("pad", "INPUT0[1]: 0"), PAD + "expected sizes from 1 to 16777216, as '1 8 32', got '0'"),
+    "sizes": (
+        parameter("batch_sizes", "four"),
+        "parameter 'batch_sizes': expected sizes from 1 to 16777216, as '1 8 32'",
+    ),
     "sizes_low": (parameter("batch_sizes", "1 4"), "parameter 'batch_sizes': the largest is 4, below max_batch_size 8"),
     "ttl": (
         "response_cache { enable: true }\n" + parameter("response_cache_ttl_s", "soon"),
@@ -276,7 +281,7 @@ BAD = {
     ),
     "deterministic": (
         "response_cache { enable: true }\n" + parameter("deterministic", "perhaps"),
-        "parameter 'deterministic': expected one of true, false, 1, 0, got 'perhaps'",
+        "parameter 'deterministic': expected one of true, false, 1, 0, on, off, got 'perhaps'",
     ),
 }
 

@@ -152,7 +152,7 @@ class Trial:
     async def close(self, load: Load) -> None:
         """As `ServedModel` does it."""
         await load.batcher.aclose()
-        load.cache.close()
+        await load.cache.aclose()
 
     async def reload(self) -> None:
         """Load anew, drain the old one."""
@@ -204,7 +204,7 @@ def check_call(trial: Trial, call: Tracked) -> None:
         assert any(call.arrived <= run.ended <= call.ended for run in alone), "not its own failure"
     elif call.failed_with is DeadlineExceeded:
         assert waits_until < inf, "it has no limit of its own"
-        begun = any(run.started <= waits_until and run.ended >= call.arrived for run in runs)
+        begun = any(run.started <= waits_until and (run.error or run.ended >= call.arrived) for run in runs)
         last = max([run.ended for run in runs if run.ended <= call.ended], default=0.0)
         limit = call.arrived + call.arrival.within if begun else waits_until
         assert call.ended <= max(limit, last)

@@ -10,7 +10,7 @@ from support.caching import CachedRig
 from support.fake_clock import fake_loop, on_fake_clock, settled, until
 
 from gateway.cache import ResponseCache
-from gateway.errors import DeadlineExceeded, ExecutionFailed
+from gateway.errors import DeadlineExceeded, ExecutionFailed, QueueFull
 
 LEVELS = "max_batch_size: 1 dynamic_batching { priority_levels: 2 default_priority_level: 2 }"
 
@@ -261,3 +261,23 @@ async def test_reload_answers_anew():
     await asyncio.gather(old.finish(), new.finish())
     assert [call.hit for call in new.calls] == [False, False]
     assert repr(store) == "<ResponseCache entries=0 bytes=0 of 1000000>"
+
+
+@on_fake_clock
+async def test_hurried_follower_ends_the_delay():
+    """Who joins a request that is held back, and has less time than that, is not held back with it."""
+    rig = CachedRig("max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 4000000 }", takes=0.125)
+    rig.ask(1)
+    await until(0.25)
+    hurried = rig.ask(1, within=0.5)
+    await rig.finish()
+    assert (hurried.answered, hurried.ended) == (True, 0.5)
+
+
+@on_fake_clock
+async def test_no_more_may_wait_for_one_answer_than_in_the_queue():
+    """max_queue_size holds for equal requests as well: each keeps its message in memory while it waits."""
+    rig = CachedRig("max_batch_size: 8 dynamic_batching { default_queue_policy { max_queue_size: 4 } }")
+    calls = [rig.ask(1) for _ in range(6)]
+    await rig.finish()
+    assert [call.failed_with for call in calls] == [None] * 4 + [QueueFull] * 2

@@ -89,4 +89,4 @@ class CachedRig(Rig):
         await self.batcher.aclose()
         assert repr(self.batcher) == "<Batcher waiting=0 running=0 retrying=0>"
         assert repr(self.cache).startswith("<ModelCache in_flight=0 ")
-        self.cache.close()
+        await self.cache.aclose()
