@@ -20,6 +20,7 @@ class _Measured:
 
     samples: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     least: float = inf
+    most: float = 0.0
     doubted_at: float = -inf
     doubt_s: float = _DOUBT_S
 
@@ -30,7 +31,7 @@ class _Measured:
             self.doubt_s = _DOUBT_S
         if self.doubted_at == -inf:
             self.doubted_at = now
-        self.least = least
+        self.least, self.most = least, max(self.samples)
 
 
 class Durations:
@@ -46,13 +47,16 @@ class Durations:
             by_size = self._by_shape[shape] = {}
         by_size.setdefault(rows.bit_length(), _Measured()).add(seconds, now)
 
-    def expected(self, shape: Hashable, rows: int) -> float:
+    def expected(self, shape: Hashable, rows: int, *, cautious: bool = False) -> float:
         """Seconds that such a batch takes at least: the least of its latest measurements, or of smaller batches'.
 
-        One hiccup, as a first execution may be, must not turn requests away. 0 where nothing was measured.
+        One hiccup, as a first execution may be, must not turn requests away. Where there is other work to do instead,
+        caution is better: the most of the latest measurements. 0 where nothing was measured.
         """
         measured = self._nearest(shape, rows)
-        return measured.least if measured else 0.0
+        if measured is None:
+            return 0.0
+        return measured.most if cautious else measured.least
 
     def doubtful(self, shape: Hashable, rows: int, now: float) -> bool:
         """Whether to try a request in spite of what is expected; if so, not again for some time.

@@ -148,7 +148,7 @@ class RequestQueue:
             instances: how many there are.
         """
         limit, order = self._policy.max_rows, self._order(job)
-        ahead, own_rows = 0.0, job.request.rows
+        ahead, own_rows, busy = 0.0, job.request.rows, bool(self._groups)
         for shape, group in self._groups.items():
             before = ceil(group.jobs.number_before(order) / len(group.jobs) * group.rows)
             if shape == job.shape:
@@ -156,12 +156,12 @@ class RequestQueue:
                 own_rows = beside + 1
             else:
                 batches = ceil(before / limit)
-            ahead += batches * self._durations.expected(shape, min(limit, group.rows))
-        return free_at + ahead / instances + self._takes(job.shape, own_rows)
+            ahead += batches * self._durations.expected(shape, min(limit, group.rows), cautious=True)
+        return free_at + ahead / instances + self._takes(job.shape, own_rows, cautious=busy)
 
-    def _takes(self, shape: Hashable, rows: int) -> float:
+    def _takes(self, shape: Hashable, rows: int, *, cautious: bool) -> float:
         """Seconds until a batch that starts now has been answered, 0 if nothing is known."""
-        expected = self._durations.expected(shape, rows)
+        expected = self._durations.expected(shape, rows, cautious=cautious)
         return expected + _WAY_BACK_S if expected else 0.0
 
     def expire(self, now: float) -> list[Job]:
@@ -187,7 +187,8 @@ class RequestQueue:
         while (group := self._next_group(now)) is not None:
             shape = group.jobs.first.shape
             limit = self._in_time(group, self._rows_to_run(group, now), now)
-            ends = now + self._takes(shape, min(limit, group.rows))
+            # Whoever is likely to be late gives way to those who are not, if there are any.
+            ends = now + self._takes(shape, min(limit, group.rows), cautious=group.rows > limit)
             jobs: list[Job] = []
             seen = 0
             for job in group.jobs:
@@ -208,7 +209,7 @@ class RequestQueue:
     def _in_time(self, group: _Group, limit: int, now: float) -> int:
         """Fewer rows, if so many would make the most urgent job late and fewer would not."""
         job, rows = group.jobs.first, min(limit, group.rows)
-        while job.deadline < now + self._takes(job.shape, rows):
+        while job.deadline < now + self._takes(job.shape, rows, cautious=True):
             rows = (1 << (rows.bit_length() - 1)) - 1  # durations are known by powers of two
             if rows < job.request.rows:
                 return limit  # it is late whatever runs beside it
