@@ -50,7 +50,10 @@ def test_a_timeout_ends_the_wait(outcome: dict[str, Any]) -> None:
     assert message.startswith("model 'gated': not executed within the ")
     status, message = outcome["bad"]
     assert status == "StatusCode.INVALID_ARGUMENT"
-    assert message == "model 'gated': parameter 'timeout': expected int64_param of at least 0, got int64_param: -1"
+    assert (
+        message
+        == "model 'gated': parameter 'timeout': expected int64_param or uint64_param, at least 0, got int64_param: -1"
+    )
 
 
 def test_statistics_are_told(outcome: dict[str, Any]) -> None:
