@@ -122,17 +122,14 @@ class Runtime:
         name: for logs.
         platform: what clients are told the model runs on.
         model, instances: what `aclose` frees.
+        memory: bytes of the weights by kind of device and its number; empty if the backend cannot tell.
     """
 
     name: str
     platform: str
     model: base.Model
     instances: list[Instance] = field(default_factory=list)
-
-    @property
-    def memory(self) -> Mapping[str, int]:
-        """Bytes by device, as "CPU:0"; empty if the backend cannot tell."""
-        return getattr(self.model, "memory", {})  # optional in the contract
+    memory: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     async def aclose(self) -> None:
         """Close what the model holds, whatever its own `close` methods do."""
@@ -177,6 +174,7 @@ class Loader:
             info, source = await worker.submit(lambda: layout.source(folder, version, self.registry))
             model = await worker.submit(lambda: self.registry.backend(info).load(source))
             runtime = Runtime(folder.name, info.platform or info.name, model)
+            runtime.memory = _memory(model)
             signature = _normalised(model.signature)
             config = model_config.complete(folder.declared, signature, self.default_max_batch_size)
             _name(config, folder.name, info.name, source.file.name if source.file else "")
@@ -201,6 +199,16 @@ class Loader:
             _log.warning("model %s is declared non-deterministic: its responses are not cached", config.name)
             return None
         return self.cache
+
+
+def _memory(model: base.Model) -> dict[tuple[str, int], int]:
+    """What the model says its weights take, checked: statistics are to come to no harm by it."""
+    try:
+        stated = dict(getattr(model, "memory", {}))  # optional in the contract
+        devices = {device: device.partition(":") for device in stated}
+        return {(kind, int(number or 0)): int(stated[device]) for device, (kind, _, number) in devices.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise LoadError(f"the backend's `memory` is not as {{'CPU:0': bytes}}: {error}") from error
 
 
 def _normalised(signature: base.Signature) -> base.Signature:

@@ -157,9 +157,8 @@ class Servicer:
         for model in self._catalogue.ready(request.name, request.version):
             stats = response.model_stats.add(name=model.name, version=str(model.version))
             model.stats.fill(stats)
-            for device, held in model.runtime.memory.items():
-                kind, _, number = device.partition(":")
-                stats.memory_usage.add(type=kind, id=int(number or 0), byte_size=held)
+            for (kind, number), held in model.runtime.memory.items():
+                stats.memory_usage.add(type=kind, id=number, byte_size=held)
         return response
 
     async def _model_infer(self, message: bytes, context: Context) -> bytes:
