@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import cast
@@ -30,6 +31,17 @@ _TICK_S = 0.001
 """The shortest timer: uvloop counts in milliseconds, and would spin on one that it rounds down to nothing."""
 
 Executed = Callable[[Batch], None]
+
+
+@dataclass(slots=True)
+class _Retry:
+    """Jobs to run together and, if they are half of a batch that failed, its other half.
+
+    If the first half does well the fault is in the other, which is then split without running it as a whole.
+    """
+
+    jobs: list[Job]
+    twin: list[Job] = field(default_factory=list)
 
 
 class Batcher:
@@ -57,7 +69,8 @@ class Batcher:
         self._clock = clock
         self._durations = Durations()
         self._queue = RequestQueue(policy, self._durations)
-        self._retries: deque[list[Job]] = deque()
+        self._retries: deque[_Retry] = deque()
+        self._twins: dict[Instance, list[Job]] = {}  # of those retries that run
         self._instances = len(instances)
         self._idle = list(instances)
         self._ends: dict[Instance, float] = {}  # when those that run are expected to be free
@@ -69,7 +82,7 @@ class Batcher:
         self._drained = asyncio.Event()
 
     def __repr__(self) -> str:
-        retrying = sum(map(len, self._retries))
+        retrying = sum(1 for _ in self._retried())
         return f"<Batcher waiting={len(self._queue)} running={len(self._ends)} retrying={retrying}>"
 
     async def infer(self, request: InferenceRequest) -> tuple[Outputs, Batch]:
@@ -187,6 +200,7 @@ class Batcher:
                 self.discard(job)
                 self._fail(job, ModelNotReady("it was unloaded before the request's turn came"))
             self._retries.clear()
+            self._twins = {instance: [] for instance in self._twins}
             raise
         finally:
             if self._timer:
@@ -212,21 +226,27 @@ class Batcher:
         for job in self._retried():
             if job.deadline <= now:
                 self._fail(job, DeadlineExceeded("not executed in time"))
-        while self._idle and (jobs := self._next(now)):
-            self._start(self._idle.pop(), jobs, now)
+        while self._idle and (retry := self._next(now)).jobs:
+            instance = self._idle.pop()
+            self._twins[instance] = retry.twin
+            self._start(instance, retry.jobs, now)
         self._set_timer(now)
 
-    def _next(self, now: float) -> list[Job]:
+    def _next(self, now: float) -> _Retry:
         while self._retries:
-            if jobs := [job for job in self._retries.popleft() if not job.receiver.done()]:
-                return jobs
+            retry = self._retries.popleft()
+            if jobs := [job for job in retry.jobs if not job.receiver.done()]:
+                return _Retry(jobs, retry.twin)
+            self._retries.extendleft([_Retry(retry.twin)] if retry.twin else [])
         jobs, late = self._queue.take(now)
         for job in late:
             self._fail(job, _too_late(job.deadline - now))
-        return jobs
+        return _Retry(jobs)
 
     def _retried(self) -> Iterator[Job]:
-        return (job for jobs in self._retries for job in jobs)
+        """The jobs that wait to be tried again."""
+        retries = (retry.jobs + retry.twin for retry in self._retries)
+        return (job for jobs in (*retries, *self._twins.values()) for job in jobs)
 
     def _start(self, instance: Instance, jobs: list[Job], now: float) -> None:
         batch = Batch([job.request for job in jobs], self._layout)
@@ -247,8 +267,14 @@ class Batcher:
         del self._ends[instance]
         self._idle.append(instance)
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        twin = self._twins.pop(instance)
         if error is not None and len(jobs) > 1:
-            self._split(jobs, error)
+            _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
+            self._split(jobs)
+        if error is None and len(twin) > 1:
+            self._split(twin)  # the fault is in there, no need to see it happen once more
+        elif twin:
+            self._retries.appendleft(_Retry(twin))  # most likely all well, so they come first
         try:
             self._advance()
         finally:
@@ -265,11 +291,10 @@ class Batcher:
         now = self._clock()
         self._durations.add(jobs[0].shape, cast(Batch, jobs[0].batch).rows, now - started, now)
 
-    def _split(self, jobs: list[Job], error: BaseException) -> None:
-        """Try the members of a failed batch apart, so that only those fail whose fault it is."""
-        _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
+    def _split(self, jobs: list[Job]) -> None:
+        """Try jobs that failed together in halves, so that only those fail whose fault it is."""
         middle = len(jobs) // 2
-        self._retries.extend((jobs[:middle], jobs[middle:]))
+        self._retries.append(_Retry(jobs[:middle], jobs[middle:]))
 
     def _settle(self, jobs: list[Job], answers: list[Outputs]) -> None:
         try:
