@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from typing import cast
@@ -24,6 +22,7 @@ from gateway.instances import Instance
 from gateway.job import Job, Receiver, TimeLeft
 from gateway.request import InferenceRequest
 from gateway.request_queue import RequestQueue
+from gateway.retries import Retries
 
 _log = logging.getLogger(__name__)
 
@@ -31,17 +30,6 @@ _TICK_S = 0.001
 """The shortest timer: uvloop counts in milliseconds, and would spin on one that it rounds down to nothing."""
 
 Executed = Callable[[Batch], None]
-
-
-@dataclass(slots=True)
-class _Retry:
-    """Jobs to run together and, if they are half of a batch that failed, its other half.
-
-    If the first half does well the fault is in the other, which is then split without running it as a whole.
-    """
-
-    jobs: list[Job]
-    twin: list[Job] = field(default_factory=list)
 
 
 class Batcher:
@@ -69,8 +57,7 @@ class Batcher:
         self._clock = clock
         self._durations = Durations()
         self._queue = RequestQueue(policy, self._durations)
-        self._retries: deque[_Retry] = deque()
-        self._twins: dict[Instance, list[Job]] = {}  # of those retries that run
+        self._retries = Retries()
         self._instances = len(instances)
         self._idle = list(instances)
         self._ends: dict[Instance, float] = {}  # when those that run are expected to be free
@@ -82,7 +69,7 @@ class Batcher:
         self._drained = asyncio.Event()
 
     def __repr__(self) -> str:
-        retrying = sum(1 for _ in self._retried())
+        retrying = sum(1 for _ in self._retries)
         return f"<Batcher waiting={len(self._queue)} running={len(self._ends)} retrying={retrying}>"
 
     async def infer(self, request: InferenceRequest) -> tuple[Outputs, Batch]:
@@ -196,11 +183,10 @@ class Batcher:
         try:
             await self._drained.wait()
         except asyncio.CancelledError:
-            for job in [*self._queue, *self._retried()]:
+            for job in [*self._queue, *self._retries]:
                 self.discard(job)
                 self._fail(job, ModelNotReady("it was unloaded before the request's turn came"))
             self._retries.clear()
-            self._twins = {instance: [] for instance in self._twins}
             raise
         finally:
             if self._timer:
@@ -223,30 +209,18 @@ class Batcher:
         now = self._clock()
         for job in self._queue.expire(now):
             self._fail(job, DeadlineExceeded(f"not executed within the {_ms(now - job.arrived)} it could wait"))
-        for job in self._retried():
+        for job in self._retries:
             if job.deadline <= now:
                 self._fail(job, DeadlineExceeded("not executed in time"))
-        while self._idle and (retry := self._next(now)).jobs:
-            instance = self._idle.pop()
-            self._twins[instance] = retry.twin
-            self._start(instance, retry.jobs, now)
+        while self._idle and (jobs := self._retries.take(self._idle[-1]) or self._take(now)):
+            self._start(self._idle.pop(), jobs, now)
         self._set_timer(now)
 
-    def _next(self, now: float) -> _Retry:
-        while self._retries:
-            retry = self._retries.popleft()
-            if jobs := [job for job in retry.jobs if not job.receiver.done()]:
-                return _Retry(jobs, retry.twin)
-            self._retries.extendleft([_Retry(retry.twin)] if retry.twin else [])
+    def _take(self, now: float) -> list[Job]:
         jobs, late = self._queue.take(now)
         for job in late:
             self._fail(job, _too_late(job.deadline - now))
-        return _Retry(jobs)
-
-    def _retried(self) -> Iterator[Job]:
-        """The jobs that wait to be tried again."""
-        retries = (retry.jobs + retry.twin for retry in self._retries)
-        return (job for jobs in (*retries, *self._twins.values()) for job in jobs)
+        return jobs
 
     def _start(self, instance: Instance, jobs: list[Job], now: float) -> None:
         batch = Batch([job.request for job in jobs], self._layout)
@@ -267,14 +241,9 @@ class Batcher:
         del self._ends[instance]
         self._idle.append(instance)
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
-        twin = self._twins.pop(instance)
         if error is not None and len(jobs) > 1:
             _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
-            self._split(jobs)
-        if error is None and len(twin) > 1:
-            self._split(twin)  # the fault is in there, no need to see it happen once more
-        elif twin:
-            self._retries.appendleft(_Retry(twin))  # most likely all well, so they come first
+        self._retries.ended(instance, jobs, well=error is None)
         try:
             self._advance()
         finally:
@@ -290,11 +259,6 @@ class Batcher:
         """Learn how long a batch takes, once its callers have encoded and sent their answers."""
         now = self._clock()
         self._durations.add(jobs[0].shape, cast(Batch, jobs[0].batch).rows, now - started, now)
-
-    def _split(self, jobs: list[Job]) -> None:
-        """Try jobs that failed together in halves, so that only those fail whose fault it is."""
-        middle = len(jobs) // 2
-        self._retries.append(_Retry(jobs[:middle], jobs[middle:]))
 
     def _settle(self, jobs: list[Job], answers: list[Outputs]) -> None:
         try:
@@ -313,7 +277,7 @@ class Batcher:
     def _set_timer(self, now: float) -> None:
         """Wake up when the queue wants it. A timer set for earlier is left alone: it finds out that it is early."""
         wakes = self._queue.wakes(idle=bool(self._idle))
-        wakes = min([wakes, *(job.deadline for job in self._retried() if not job.receiver.done())])
+        wakes = min([wakes, *(job.deadline for job in self._retries if not job.receiver.done())])
         if wakes >= self._timer_at:
             return
         if self._timer:
