@@ -16,7 +16,6 @@ from gateway.job import Job, Order
 _DUE_S = 1.0
 """A request without a deadline is due this long after it came: what has deadlines may overtake it, not for ever."""
 
-
 _WAY_BACK_S = 0.002
 """What an answer may need on its way to the caller, which nobody here can measure."""
 
