@@ -111,11 +111,13 @@ class Model:
 def test_failed_requests_leave_no_memory_behind(repository: RepositoryBuilder) -> None:
     """A broken model does not fill the server's memory with the requests it failed on."""
     repository.add("failing", {"model.py": FAILING})
-    large = np.zeros((1, 1_000_000), np.float32)
-    with serving(repository.root) as gateway, ThreadPoolExecutor(4) as pool:
+    large = np.zeros((1, 10_000_000), np.float32)  # 40 MB, which the allocator gives back to the system when freed
+    with serving(repository.root) as gateway:
         statm = Path(f"/proc/{gateway.server.process.pid}/statm")
         resident = lambda: int(statm.read_text().split()[1]) * 4096 / 2**20  # noqa: E731
         before = resident()
-        codes = set(pool.map(lambda _: refusal(lambda: infer(gateway, "failing", large, "x"))[0], range(150)))
-        assert codes == {grpc.StatusCode.INTERNAL}
-        assert resident() - before < 250, "MB, of 600 sent"
+        grown = []
+        for _ in range(10):
+            assert refusal(lambda: infer(gateway, "failing", large, "x"))[0] is grpc.StatusCode.INTERNAL
+            grown.append(resident() - before)
+        assert max(grown) < 160, "MB, of 400 sent"
