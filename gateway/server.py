@@ -9,7 +9,6 @@ import signal
 from collections.abc import Awaitable
 from contextlib import suppress
 
-import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -21,6 +20,7 @@ from gateway.model import Loader
 from gateway.repository import Repository
 from gateway.servicer import SERVICE, ServerState, Servicer
 from gateway.settings import Settings
+from gateway.transport import CannotListen, GrpcioTransport, Transport, aio_server
 from tensorgate_client.wire import inference_pb2, model_config_pb2
 
 _log = logging.getLogger(__name__)
@@ -30,10 +30,6 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _FLUSH_S = 0.5  # for answers on their way out; what is left then are idle connections and endless streams
 _CLOSE_S = 1.0  # for models to free what they hold, whatever the grace left of it
-
-
-class CannotListen(Exception):
-    """The address is taken, or not this machine's."""
 
 
 class Server:
@@ -52,7 +48,7 @@ class Server:
         self._repository = Repository(settings.model_repository, loader, self._note_model)
         self._wanted: list[str] = []
         self._polling: asyncio.Task[None] | None = None
-        self._server: grpc.aio.Server | None = None
+        self._transport: Transport | None = None
 
     def __repr__(self) -> str:
         return f"<Server {self._settings.host} in_flight={self._state.in_flight} {self._repository!r}>"
@@ -68,38 +64,36 @@ class Server:
             CannotListen: the address cannot be had.
         """
         settings = self._settings
-        limit = settings.max_message_mb * 1024 * 1024
-        server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),  # or a second server would silently share the port
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", limit),
-                # Above its own small limits grpc.aio answers bursts with a random CANCELLED.
-                ("grpc.server.max_pending_requests", 100_000),
-                ("grpc.server.max_pending_requests_hard_limit", 200_000),
-            ]
-        )
-        await self._add_services(server)
         explicit = settings.model_control == "explicit"
         self._wanted = await self._repository.announce(settings.load_model if explicit else ["*"])
+        transport = await self._assemble()
         try:
-            port = server.add_insecure_port(_address(settings, settings.port))
-        except RuntimeError as error:
+            port = transport.bind(_address(settings, settings.port))
+        except CannotListen as error:
             raise CannotListen(
                 f"cannot listen on {_address(settings, settings.port)}: the port is taken or the address is not this "
                 "machine's; --port and --host choose others"
             ) from error
-        await server.start()
-        self._server = server
-        return int(port)
+        await transport.start()
+        self._transport = transport
+        return port
 
-    async def _add_services(self, server: grpc.aio.Server) -> None:
+    async def _assemble(self) -> Transport:
+        limit = self._settings.max_message_mb * 1024 * 1024
         explicit = self._settings.model_control == "explicit"
-        server.add_generic_rpc_handlers((Servicer(self._repository, self._state, explicit=explicit).handlers(),))
+        server = aio_server(limit)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._note_server(ready=False)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server, pool=_reflected())
+        servicer = Servicer(self._repository, self._state, explicit=explicit)
+        server.add_generic_rpc_handlers((servicer.streams(),))
+        methods = servicer.methods()
+        if self._settings.native:
+            from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
+
+            return NativeTransport(server, methods, limit)
+        return GrpcioTransport(server, methods)
 
     async def load(self) -> None:
         """Load the models that the control mode asks for, then turn readiness on."""
@@ -113,7 +107,7 @@ class Server:
 
     async def drain(self) -> bool:
         """Turn readiness off, let requests under way finish, stop; whether all finished within the grace."""
-        assert self._server is not None  # noqa: S101
+        assert self._transport is not None  # noqa: S101
         grace = self._settings.shutdown_grace_s
         now = asyncio.get_running_loop().time
         deadline = now() + grace
@@ -123,12 +117,11 @@ class Server:
         self._repository.stop()
         with suppress(TimeoutError):  # a watcher that reads nothing must not hold up the rest
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _FLUSH_S)
-        refusing = asyncio.create_task(self._server.stop(grace + _FLUSH_S))  # it is cut short below
+        self._transport.turn_away()
         finished = await _within(drained, deadline)
         if not finished:
             _log.warning("requests cut off after %g s of grace: %d", grace, self._state.in_flight)
-        await self._server.stop(_FLUSH_S if finished else None)
-        await refusing
+        await self._transport.stop(_FLUSH_S if finished else None)
         if finished and not await _within(self._repository.aclose(), max(deadline, now() + _CLOSE_S)):
             finished = False
             _log.warning("models still busy after %g s of grace, so not closed: %r", grace, self._repository)
@@ -153,7 +146,7 @@ async def serve(settings: Settings) -> int:
     _on_signals(stop)
     port = await server.start()
     address = _address(settings, port)
-    _log.info("listening on %s, loading models", address)
+    _log.info("listening on %s (transport %s), loading models", address, "native" if settings.native else "grpcio")
     if hint := layout.hint_if_model(settings.model_repository):
         _log.warning("%s", hint)
     loading = asyncio.create_task(server.load())

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from math import inf
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,7 +18,8 @@ from gateway.decode import decode
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered
 from gateway.repository import Repository
 from gateway.request import Stages
-from gateway.status import status_of
+from gateway.status import Status, status_of
+from gateway.transport import Method
 from tensorgate_client.wire import inference_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -30,8 +29,8 @@ NAME = "tensorgate"
 EXTENSIONS = ("model_configuration", "model_repository", "schedule_policy", "statistics", "binary_tensor_data")
 """The protocol's extensions that work here; ServerMetadata names them, and clients go by that."""
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Handler: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
+Handler: TypeAlias = Callable[[bytes, float], Awaitable[bytes]]
+"""A serialized request and the caller's deadline (`time.perf_counter`) to the serialized response; raises errors."""
 
 
 @dataclass(slots=True)
@@ -76,9 +75,9 @@ class Servicer:
         self._explicit = explicit
         self._debug = _log.isEnabledFor(logging.DEBUG)
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service for a gRPC server; messages pass as bytes, so that each method decides what it parses."""
-        methods: dict[str, Callable[[Any], Awaitable[Message]]] = {
+    def methods(self) -> dict[str, Method]:
+        """The unary RPCs by path; messages pass as bytes, so that each decides what it parses."""
+        answered: dict[str, Callable[[Any], Awaitable[Message]]] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ModelReady": self._model_ready,
@@ -90,33 +89,40 @@ class Servicer:
             "RepositoryModelLoad": self._repository_model_load,
             "RepositoryModelUnload": self._repository_model_unload,
         }
-        table: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        table: dict[str, Method] = {}
         for rpc in SERVICE.methods:
             name = rpc.name
             if name == "ModelInfer":
-                table[name] = grpc.unary_unary_rpc_method_handler(self._answering(name, self._model_infer))
-            elif name in methods:
-                table[name] = grpc.unary_unary_rpc_method_handler(self._answering(name, _parsing(rpc, methods[name])))
-            elif rpc.client_streaming:
-                table[name] = grpc.stream_stream_rpc_method_handler(_refusing_stream(name))
+                handler: Handler = self._model_infer
+            elif name in answered:
+                handler = _parsing(rpc, answered[name])
             else:
-                table[name] = grpc.unary_unary_rpc_method_handler(self._answering(name, _refusing(name)))
+                handler = _refusing(name)
+            if not rpc.client_streaming:
+                table[f"/{SERVICE.full_name}/{name}"] = self._answering(name, handler)
+        return table
+
+    def streams(self) -> grpc.GenericRpcHandler:
+        """The RPCs that stream."""
+        table: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            rpc.name: grpc.stream_stream_rpc_method_handler(_refusing_stream(rpc.name))
+            for rpc in SERVICE.methods
+            if rpc.client_streaming
+        }
         return grpc.method_handlers_generic_handler(SERVICE.full_name, table)
 
-    def _answering(self, rpc: str, handler: Handler) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    def _answering(self, rpc: str, handler: Handler) -> Method:
         """The handler, counted, with its errors turned into statuses."""
         state = self._state
 
-        async def answer(message: bytes, context: Context) -> bytes:
+        async def answer(message: bytes, deadline: float) -> bytes | Status:
             state.enter()
             try:
-                return await handler(message, context)
+                return await handler(message, deadline)
             except Exception as error:  # the table is total: nothing but a status reaches the caller
-                code, details = status_of(error, rpc)
+                status = status_of(error, rpc)
                 _let_go(error)
-                context.set_code(code)  # `abort` raises, and keeps the request in a cycle with what it raised
-                context.set_details(details)
-                return b""
+                return status
             finally:
                 state.leave()
 
@@ -161,12 +167,10 @@ class Servicer:
                 stats.memory_usage.add(type=kind, id=number, byte_size=held)
         return response
 
-    async def _model_infer(self, message: bytes, context: Context) -> bytes:
+    async def _model_infer(self, message: bytes, deadline: float) -> bytes:
         if self._state.draining:
             raise ModelNotReady("the server is shutting down: try another one")
         stages = Stages()
-        left = context.time_remaining()
-        deadline = inf if left is None else time.perf_counter() + left
         model, request = decode(message, self._catalogue.find, stages, deadline)
         response = await model.infer(request)
         if self._debug:
@@ -224,21 +228,21 @@ def _parsing(rpc: Any, method: Callable[[Any], Awaitable[Message]]) -> Handler:
     """`method` between bytes and bytes."""
     request_type = getattr(pb, rpc.input_type.name)
 
-    async def handle(message: bytes, _: Context) -> bytes:
+    async def handle(message: bytes, _: float) -> bytes:
         return (await method(request_type.FromString(message))).SerializeToString()
 
     return handle
 
 
 def _refusing(rpc: str) -> Handler:
-    async def refuse(_: bytes, __: Context) -> bytes:
+    async def refuse(_: bytes, __: float) -> bytes:
         raise NotOffered(f"this server does not offer {rpc}")
 
     return refuse
 
 
-def _refusing_stream(rpc: str) -> Callable[[Any, Context], Awaitable[None]]:
-    async def refuse(_: Any, context: Context) -> None:
+def _refusing_stream(rpc: str) -> Callable[[Any, Any], Awaitable[None]]:
+    async def refuse(_: Any, context: Any) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server does not offer {rpc}")
 
     return refuse

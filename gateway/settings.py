@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -33,6 +34,10 @@ def _folder(path: Path) -> Path:
     return path.resolve()
 
 
+def _native_installed() -> bool:
+    return find_spec("pygrpc_native") is not None
+
+
 def _split(names: Any) -> Any:
     """Names in one string, as a flag or the environment has them."""
     return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
@@ -57,6 +62,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8001, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    transport: Literal["auto", "grpcio", "native"] = Field(
+        "auto", description="native: HTTP/2 in Rust, faster; grpcio: the reference; auto: native where it is installed"
+    )
     model_control: Literal["none", "poll", "explicit"] = Field(
         "none", description="none: load all at start; poll: follow the folder; explicit: load and unload by RPC"
     )
@@ -78,8 +86,15 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log")
 
+    @property
+    def native(self) -> bool:
+        """Whether the transport in Rust is to be used."""
+        return self.transport == "native" or (self.transport == "auto" and _native_installed())
+
     @model_validator(mode="after")
     def _together(self) -> Self:
+        if self.transport == "native" and not _native_installed():
+            raise ValueError("--transport native: not installed: pip install 'tensorgate[native]'")
         if self.load_model and self.model_control != "explicit":
             raise ValueError(f"load_model needs --model-control explicit: '{self.model_control}' loads every model")
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
@@ -25,25 +26,33 @@ _CODES: dict[type[Exception], StatusCode] = {
     InvalidInput: StatusCode.INVALID_ARGUMENT,
 }
 
+
+class Status(NamedTuple):
+    """What a caller gets instead of a response."""
+
+    code: StatusCode
+    details: str
+
+
 _LONGEST = 1500
 """Bytes of a message: it travels in HTTP/2 trailers, which peers refuse from 8 KiB on, and may quote the caller."""
 
 
-def status_of(error: Exception, rpc: str) -> tuple[StatusCode, str]:
+def status_of(error: Exception, rpc: str) -> Status:
     """The code and message a caller gets for `error`.
 
     Whatever is not in the table is our fault or the model's: the caller gets an id, the log the id and the traceback.
     """
     if isinstance(error, DecodeError):
-        return StatusCode.INVALID_ARGUMENT, f"{rpc}: the request is not a valid protobuf message of this RPC"
+        return Status(StatusCode.INVALID_ARGUMENT, f"{rpc}: the request is not a valid protobuf message of this RPC")
     for kind in type(error).__mro__:
         if kind in _CODES:
-            return _CODES[kind], _shortened(str(error))
+            return Status(_CODES[kind], _shortened(str(error)))
     correlation = uuid.uuid4().hex[:12]
     cause = error.__cause__ if isinstance(error, errors.ExecutionFailed) and error.__cause__ else error
     _log.error("%s failed, id %s: %s", rpc, correlation, error, exc_info=cause)
     what = str(error) if isinstance(error, errors.ExecutionFailed) else f"{rpc} failed"
-    return (
+    return Status(
         StatusCode.INTERNAL,
         f"{what}: internal error, id {correlation}; the server's log has the cause under that id",
     )

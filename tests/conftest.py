@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ _TRITONCLIENT = "tritonclient[grpc]==2.73.0"
 def repository(tmp_path: Path) -> RepositoryBuilder:
     """An empty model repository."""
     return RepositoryBuilder(tmp_path / "models")
+
+
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What carries the RPCs of the gateways that a test starts: each of the transports in turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORGATE_TRANSPORT", request.param)
+        yield request.param
 
 
 @pytest.fixture(scope="session")

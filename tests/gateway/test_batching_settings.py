@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from support.calls import ECHO, Gate, eventually, first_output, index, infer, refusal, request
-from support.concurrent import arrived, batches, counts, parameter, start, statistics, values
+from support.concurrent import arrived, batches, counts, in_turn, parameter, start, statistics, values
 from support.models import RepositoryBuilder, onnx_identity
 from support.server import Gateway, serving
 
@@ -48,7 +48,7 @@ def test_zero_never_batches(repository: RepositoryBuilder, gate: Gate) -> None:
         arrived(gateway)
         gate.open()
         assert [values(call) for call in calls] == [[0], [1, 1], [2, 2], [3, 3], [4, 4]]
-        assert gate.begun() == ["0", "1 1", "2 2", "3 3", "4 4"]
+        assert sorted(gate.begun()) == ["0", "1 1", "2 2", "3 3", "4 4"]
 
 
 def test_preferred_sizes_run_at_once(repository: RepositoryBuilder, gate: Gate) -> None:
@@ -56,8 +56,7 @@ def test_preferred_sizes_run_at_once(repository: RepositoryBuilder, gate: Gate) 
     config = dynamic("preferred_batch_size: [2, 6] max_queue_delay_microseconds: 50000000")
     repository.add("gated", gate.files, EIGHT + config + gate.config)
     with serving(repository.root) as gateway:
-        calls = [busy(gateway, gate, "gated", 0, 0), *(start(gateway, "gated", value) for value in range(1, 8))]
-        arrived(gateway)
+        calls = [busy(gateway, gate, "gated", 0, 0), *in_turn(gateway, "gated", *([value] for value in range(1, 8)))]
         gate.open()
         assert [values(call) for call in calls[:-1]] == [[0, 0], *([value] for value in range(1, 7))]
         assert not calls[-1].done()
@@ -104,7 +103,8 @@ def test_priorities_have_queues_of_their_own(repository: RepositoryBuilder, gate
             assert call.details() == expected
         gate.open()
         assert sorted(values(call)[0] for call in calls) == [0, 10, 11, 20, 21, 22]
-        assert gate.begun() == ["0", "10", "11", "20", "21", "22"]
+        begun = gate.begun()
+        assert (begun[0], sorted(begun[1:3]), sorted(begun[3:])) == ("0", ["10", "11"], ["20", "21", "22"])
 
 
 def test_the_models_own_timeout_ends_the_wait(repository: RepositoryBuilder, gate: Gate) -> None:

@@ -26,7 +26,7 @@ def health(channel: grpc.Channel, name: str, **options: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A server in explicit mode with one good model loaded and one bad one tried."""
     builder = RepositoryBuilder(tmp_path_factory.mktemp("health") / "models")
     for name in ("started", "m", "watched"):

@@ -6,10 +6,13 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
 from soak.drive import drive
 from soak.models import KINDS, Factors, build
 from support.concurrent import batches, counts, statistics
 from support.server import serving
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 _SECONDS = 12
 _SEED = os.environ.get("TENSORGATE_TEST_SEED") or os.urandom(4).hex()

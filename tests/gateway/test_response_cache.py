@@ -61,7 +61,7 @@ def wide(tmp_path: Path, repository: RepositoryBuilder) -> Wide:
 
 
 @pytest.fixture
-def gateway(wide: Wide, repository: RepositoryBuilder) -> Iterator[Gateway]:  # noqa: ARG001  # fills the repository
+def gateway(wide: Wide, repository: RepositoryBuilder) -> Iterator[Gateway]:  # fills the repository
     """Serves the wide models."""
     with serving(repository.root, "--cache-size-mb", "64") as gateway:
         yield gateway

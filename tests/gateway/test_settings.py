@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.calls import ECHO, index
+from support.calls import ECHO, index, infer
 from support.server import TENSORGATE, launch, serving
 
 from gateway.settings import Settings
@@ -149,11 +149,36 @@ def test_wrong_settings_file_is_one_clear_line(tmp_path, line, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_port_in_use_is_one_clear_line(repository):
+WITHOUT_NATIVE = "import sys; sys.modules['pygrpc_native'] = None"
+
+
+def test_a_transport_that_is_missing_is_named(repository, tmp_path):
+    """Asked for a transport that is not installed, the server says what to install."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_NATIVE)
+    serve = ("serve", "--model-repository", repository.root, "--transport", "native")
+    result = tensorgate(*serve, PYTHONPATH=str(tmp_path))
+    told = "tensorgate: --transport native: not installed: pip install 'tensorgate[native]'\n"
+    assert (result.returncode, result.stderr) == (2, told)
+
+
+@pytest.mark.parametrize(("installed", "expected"), [(True, "native"), (False, "grpcio")])
+def test_the_faster_transport_is_taken_where_it_is_installed(repository, tmp_path, installed, expected):
+    """Without a word about transports the server takes the fastest it has, and says which."""
+    if not installed:
+        (tmp_path / "sitecustomize.py").write_text(WITHOUT_NATIVE)
+    repository.add("echo", config=ECHO)
+    with serving(repository.root, environment={"PYTHONPATH": str(tmp_path)}) as gateway:
+        assert f"(transport {expected})" in gateway.server.log
+        assert infer(gateway, "echo").shape == (1, 4)
+
+
+@pytest.mark.parametrize("carrier", ["native", "grpcio"])
+def test_port_in_use_is_one_clear_line(repository, carrier):
     """A taken port ends the start at once with one line and exit code 1."""
+    serve = ("serve", "--model-repository", repository.root, "--transport", carrier)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = tensorgate("serve", "--model-repository", repository.root, "--port", port)
+        result = tensorgate(*serve, "--port", port)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert result.stderr.startswith(f"tensorgate: cannot listen on 127.0.0.1:{port}: the port is taken or ")
 

@@ -17,6 +17,8 @@ from support.server import Gateway, launch, serving
 
 from tensorgate_client.wire import inference_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 LONG_GRACE = ("--shutdown-grace-s", "600")
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -22,7 +22,7 @@ FAILING = sorted(BODIES.keys() - {"refuses", "huge_output"})
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One server for all of it; what each fault leaves behind, the next ones meet."""
     with serving(build(tmp_path_factory.mktemp("models")).root) as gateway:
         yield gateway

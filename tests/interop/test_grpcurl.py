@@ -20,7 +20,7 @@ Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A server with a classifier and a model of texts."""
     repository = RepositoryBuilder(tmp_path_factory.mktemp("models"))
     repository.add("classifier", {"model.onnx": onnx_classifier()})

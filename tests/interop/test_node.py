@@ -34,7 +34,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A server with a classifier."""
     repository = RepositoryBuilder(tmp_path_factory.mktemp("models"))
     repository.add("classifier", {"model.onnx": onnx_classifier()})

@@ -15,7 +15,7 @@ NOBODY = ["StatusCode.NOT_FOUND", "Request for unknown model: 'nobody' is not fo
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A server that loads nothing by itself."""
     repository = RepositoryBuilder(tmp_path_factory.mktemp("models"))
     repository.add("classifier", {"model.onnx": onnx_classifier()})

@@ -48,6 +48,15 @@ def start(gateway: Gateway, model: str, *rows: Any, name: str = "x", timeout: fl
     return gateway.stub.ModelInfer.future(message, timeout=timeout)
 
 
+def in_turn(gateway: Gateway, model: str, *requests: list[Any]) -> list[grpc.Future]:
+    """Send requests of these rows, each once the one before has arrived: sent at once, they may change places."""
+    calls = []
+    for rows in requests:
+        calls.append(start(gateway, model, *rows))
+        arrived(gateway)
+    return calls
+
+
 def values(call: grpc.Future) -> list[Any]:
     """The first output that a call is answered with."""
     return first_output(call.result(60)).tolist()

@@ -1,0 +1,123 @@
+"""The transport in Rust: HTTP/2 and gRPC framing on threads of their own, outside the interpreter's lock.
+
+Unary RPCs reach the event loop as events, many at a time. What else arrives, streams and other services, is handed on
+to a grpc.aio server on a socket that only this process knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+from pygrpc_native import EVENT_CALL, NativeGrpcFront
+
+from gateway.status import Status
+from gateway.transport import CannotListen, Method
+
+_log = logging.getLogger(__name__)
+
+_AT_ONCE = 256
+"""Most events handed to the loop at a time."""
+
+_STREAMS = 512
+"""Requests in flight on a connection; each open stream costs some 13 KB, also one that never sends anything."""
+
+
+class NativeTransport:
+    """pygrpc-native in front of grpc.aio.
+
+    Args:
+        behind: with every service that is not in `methods`.
+        methods: unary RPCs by path.
+        max_message_bytes: of a request or response.
+    """
+
+    def __init__(self, behind: grpc.aio.Server, methods: Mapping[str, Method], max_message_bytes: int) -> None:
+        self._behind = behind
+        self._paths = list(methods)
+        self._methods = list(methods.values())
+        self._limit = max_message_bytes
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._folder = Path(tempfile.mkdtemp(prefix="tensorgate-"))
+
+    def bind(self, address: str) -> int:
+        """As `Transport.bind`."""
+        methods = [(path, False) for path in self._paths]
+        try:
+            self._front = NativeGrpcFront(address, methods, call_details=True, max_concurrent_streams=_STREAMS)
+        except OSError as error:
+            raise CannotListen(address) from error
+        return self._front.bound_port
+
+    async def start(self) -> None:
+        """As `Transport.start`."""
+        socket = self._folder / "grpc"
+        self._behind.add_insecure_port(f"unix:{socket}")
+        await self._behind.start()
+        self._front.set_fallback(str(socket))
+        self._front.start()
+        threading.Thread(target=self._receive, name="native-transport", daemon=True).start()
+
+    def turn_away(self) -> None:
+        """As `Transport.turn_away`, but no client can be told: each request gets its answer from the servicer."""
+
+    async def stop(self, grace_s: float | None) -> None:
+        """As `Transport.stop`."""
+        stopping = asyncio.create_task(self._behind.stop(grace_s))
+        if self._tasks and grace_s:
+            await asyncio.wait(self._tasks.values(), timeout=grace_s)
+        for task in self._tasks.values():
+            task.cancel()
+        await stopping
+        await asyncio.to_thread(self._front.close)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _receive(self) -> None:
+        while (events := self._front.recv_batch_details(_AT_ONCE)) is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._dispatch, events)
+            except RuntimeError:  # the loop is closed
+                return
+
+    def _dispatch(self, events: Sequence[tuple[Any, ...]]) -> None:
+        now = time.perf_counter()
+        for kind, call, method, message, _, details in events:
+            if kind == EVENT_CALL:
+                left = details[2]
+                deadline = inf if left is None else now + left
+                self._tasks[call] = self._loop.create_task(self._answer(call, method, message, deadline))
+            elif task := self._tasks.pop(call, None):  # the caller is gone, or its deadline has passed
+                task.cancel()
+
+    async def _answer(self, call: int, method: int, message: bytes, deadline: float) -> None:
+        try:
+            if len(message) > self._limit:
+                answer: bytes | Status = self._too_large("request", message)
+            else:
+                answer = await self._methods[method](message, deadline)
+            if not isinstance(answer, Status) and len(answer) > self._limit:
+                answer = self._too_large("response", answer)
+            if isinstance(answer, Status):
+                self._front.fail(call, answer.code.value[0], answer.details)
+            else:
+                self._front.respond(call, answer)
+        except Exception:  # nobody is left waiting
+            _log.exception("%s failed", self._paths[method])
+            self._front.fail(call, StatusCode.INTERNAL.value[0], "internal error; the server's log has the cause")
+        finally:
+            self._tasks.pop(call, None)
+
+    def _too_large(self, what: str, message: bytes) -> Status:
+        told = f"{what} larger than max ({len(message)} vs. {self._limit}): --max-message-mb sets the limit"
+        return Status(StatusCode.RESOURCE_EXHAUSTED, told)

@@ -1,0 +1,112 @@
+"""What carries the RPCs: grpc.aio, and in front of it, where it is installed, a server in Rust (`native.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from math import inf
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+
+from gateway.status import Status
+
+Method: TypeAlias = Callable[[bytes, float], Awaitable[bytes | Status]]
+"""A unary RPC: serialized request and the caller's deadline (`time.perf_counter`) to serialized response or status."""
+
+
+class CannotListen(Exception):
+    """The address is taken, or not this machine's."""
+
+
+class Transport(Protocol):
+    """Listens on one address, from `start` to `stop`."""
+
+    def bind(self, address: str) -> int:
+        """Take the address; the port.
+
+        Raises:
+            CannotListen: it cannot be had.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Answer what arrives."""
+        ...
+
+    def turn_away(self) -> None:
+        """Send clients elsewhere where the transport can; what has arrived is still answered."""
+        ...
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Close every connection, at the latest after `grace_s`."""
+        ...
+
+
+def aio_server(max_message_bytes: int) -> grpc.aio.Server:
+    """A grpc.aio server with the options that a gateway needs."""
+    return grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # or a second server would silently share the port
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            # Above its own small limits grpc.aio answers bursts with a random CANCELLED.
+            ("grpc.server.max_pending_requests", 100_000),
+            ("grpc.server.max_pending_requests_hard_limit", 200_000),
+        ]
+    )
+
+
+class GrpcioTransport:
+    """grpc.aio alone.
+
+    Args:
+        server: with every service that is not in `methods`.
+        methods: unary RPCs by path.
+    """
+
+    def __init__(self, server: grpc.aio.Server, methods: Mapping[str, Method]) -> None:
+        services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+        for path, method in methods.items():
+            service, name = path.strip("/").split("/")
+            services.setdefault(service, {})[name] = grpc.unary_unary_rpc_method_handler(_unary(method))
+        for service, handlers in services.items():
+            generic = grpc.method_handlers_generic_handler(service, handlers)
+            server.add_generic_rpc_handlers((generic,))
+        self._server = server
+        self._stopping: asyncio.Task[None] | None = None
+
+    def bind(self, address: str) -> int:
+        """As `Transport.bind`."""
+        try:
+            return int(self._server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise CannotListen(address) from error
+
+    async def start(self) -> None:
+        """As `Transport.start`."""
+        await self._server.start()
+
+    def turn_away(self) -> None:
+        """As `Transport.turn_away`: connections are told to open no further streams."""
+        self._stopping = asyncio.create_task(self._server.stop(inf))
+
+    async def stop(self, grace_s: float | None) -> None:
+        """As `Transport.stop`."""
+        await self._server.stop(grace_s)
+        if self._stopping:
+            await self._stopping
+
+
+def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    async def handle(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        left = context.time_remaining()
+        answer = await method(message, inf if left is None else time.perf_counter() + left)
+        if isinstance(answer, Status):
+            context.set_code(answer.code)  # `abort` raises, and keeps the request in a cycle with what it raised
+            context.set_details(answer.details)
+            return b""
+        return answer
+
+    return handle
