@@ -11,20 +11,18 @@ import time
 from collections.abc import Callable, Hashable
 from itertools import count
 from math import inf
-from operator import itemgetter
 from typing import TypeAlias
 
-import numpy as np
-from blake3 import blake3
 from cachetools import Cache, LRUCache
 
-from backends.base import Array
 from gateway.batch import Batch, Outputs
 from gateway.batcher import Batcher
+from gateway.digest import digest
 from gateway.errors import DeadlineExceeded, restated
 from gateway.job import Job, TimeLeft
 from gateway.request import InferenceRequest
 from gateway.stats import ModelStatistics
+from tensorgate_client.framing import InferRequest
 
 _OVERHEAD = 400
 """Bytes of bookkeeping that an entry costs beside its response, as measured; without them small ones would be free."""
@@ -174,26 +172,34 @@ class ModelCache:
         self._ttl_s = ttl_s
         # Part of every key: no load answers from another's entries, be it of another model, version or time.
         self._generation = next(_generations)
+        self._suffixes = [b"%d" % self._generation, b"%d typed" % self._generation]
         self.flights: dict[bytes, _Flight] = {}
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
         return f"<ModelCache in_flight={len(self.flights)} {self._store!r}>"
 
-    async def infer(self, request: InferenceRequest) -> tuple[bytes, Batch | None]:
+    async def infer(
+        self, key: bytes, request: InferenceRequest, decode: Callable[[], None]
+    ) -> tuple[bytes, Batch | None]:
         """The response, and the batch if it was computed for this very request.
 
+        Args:
+            key: of the message.
+            request: still without tensors.
+            decode: completes it; called if it has to be computed.
+
         Raises:
-            GatewayError, InvalidInput: as `Batcher.infer`. Failures are not kept.
+            GatewayError, InvalidInput: as `decode` and `Batcher.infer`. Failures are not kept.
         """
         stages = request.stages
-        key = self._key(request)
         response = self._store.get(key)
         stages.cache = time.perf_counter_ns()
         if response is None:
             flight = self.flights.get(key)
             if flight is None:
-                flight = _Flight(self, key, stages.cache - stages.decode)
+                decode()
+                flight = _Flight(self, key, stages.cache - stages.received)
                 flight.job = self._batcher.submit(request, flight)
                 self.flights[key] = flight
                 return await self._wait(flight, self._loop.create_future()), flight.job.batch
@@ -220,20 +226,12 @@ class ModelCache:
         """Drop what this load has kept."""
         await self._store.forget(self._generation)
 
-    def _key(self, request: InferenceRequest) -> bytes:
-        """128 bits over all that can change the response; cryptographic, so that nobody can make two requests meet.
+    def key(self, message: InferRequest, *, typed: bool) -> bytes:
+        """A key of all that can change the response: this load, the tensors sent, the outputs wanted.
 
         Of the request's parameters only the form of the response counts: no backend gets to see any.
         """
-        header: list[object] = [self._generation, request.outputs, request.typed]
-        contents = []
-        for name, array in sorted(request.inputs.items(), key=_name):
-            header += (name, array.dtype.num, array.shape)
-            contents.append(_contents(array))
-        digest = blake3(repr(header).encode())
-        for part in contents:
-            digest.update(part)
-        return digest.digest(16)
+        return digest(message) + self._suffixes[typed]
 
     async def _wait(self, flight: _Flight, waiter: asyncio.Future[bytes]) -> bytes:
         """The flight's response for one of those who wait for it; whoever leaves leaves it to the others."""
@@ -244,18 +242,3 @@ class ModelCache:
             flight.waiters.discard(waiter)
             if not flight.waiters and self._batcher.discard(flight.job):
                 flight.land()
-
-
-_name = itemgetter(0)
-
-_VIEWED = 32 * 1024  # bytes above which a view costs less than a copy
-
-
-def _contents(array: Array) -> bytes | memoryview:
-    """An array's contents, unambiguous for its datatype and shape."""
-    if array.dtype.hasobject:
-        elements = list(array.flat)
-        return np.array([len(element) for element in elements], np.int64).tobytes() + b"".join(elements)
-    if array.nbytes < _VIEWED or not array.flags.c_contiguous:
-        return array.tobytes()
-    return array.reshape(-1).view(np.uint8).data

@@ -1,17 +1,17 @@
-"""Stage `decode`: a serialized ModelInferRequest becomes a request that fits its model."""
+"""Stage `decode`: a ModelInferRequest becomes a request that fits its model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
+from typing import TYPE_CHECKING
 
 from backends.base import Array
 from gateway.errors import InvalidRequest, NotOffered
-from gateway.model import ServedModel
 from gateway.request import InferenceRequest, Stages
 from gateway.tensor_rules import TensorRule
-from tensorgate_client import framing
+from tensorgate_client.framing import InferRequest
 from tensorgate_client.tensors import (
     TYPED_FIELDS,
     Raw,
@@ -22,7 +22,8 @@ from tensorgate_client.tensors import (
 )
 from tensorgate_client.wire import inference_pb2 as pb
 
-FindModel = Callable[[str, str], ServedModel]
+if TYPE_CHECKING:
+    from gateway.model import ServedModel
 
 _BINARY = "binary_data_output"
 """The binary data extension's parameter: false asks for typed contents instead of raw ones."""
@@ -36,45 +37,42 @@ _NOT_OFFERED = {
 }
 
 
-def decode(
-    message: bytes, find: FindModel, stages: Stages, deadline: float = inf
-) -> tuple[ServedModel, InferenceRequest]:
-    """A serialized ModelInferRequest and the model it is for.
+def decode_head(
+    model: ServedModel, proto: pb.ModelInferRequest, stages: Stages, deadline: float = inf
+) -> InferenceRequest:
+    """What a ModelInferRequest says about itself: a request still without tensors.
 
     Args:
-        message: as received; arrays stay views of it where the layout allows.
-        find: model by name and version.
+        model: that it is for.
+        proto: as parsed.
         stages: began when the message arrived.
         deadline: when the caller stops waiting (`time.perf_counter`).
 
     Raises:
-        DecodeError: `message` is no ModelInferRequest.
-        InvalidRequest: a tensor does not fit the model.
-        NotOffered: the request wants an extension this server lacks.
-        GatewayError: whatever `find` raises.
+        InvalidRequest: a parameter is of a wrong kind.
     """
-    proto, raw = framing.parse_infer_request(message)
-    model = find(proto.model_name, proto.model_version)
-    try:
-        request = _decode(model, proto, raw, stages)
-    except Exception:
-        model.stats.failed(stages)
-        raise
-    request.deadline = deadline
-    stages.decode = time.perf_counter_ns()
-    return model, request
-
-
-def _decode(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequence[Raw], stages: Stages) -> InferenceRequest:
-    inputs = _decode_inputs(model, proto, raw)
-    rows = _rows(model, proto) if model.max_batch_size else 1
-    outputs = _requested(model, proto)
-    request = InferenceRequest(proto.id, inputs, rows, outputs, stages)
+    request = InferenceRequest(proto.id, {}, 1, (), stages, deadline=deadline)
     if proto.parameters:
-        request.typed = _wants_typed(model, proto, outputs)
+        request.typed = _wants_typed(model, proto)
         request.priority = _number(model, proto, _PRIORITY)
         request.timeout_s = _number(model, proto, _TIMEOUT) / 1e6 or inf
     return request
+
+
+def decode_tensors(model: ServedModel, message: InferRequest, request: InferenceRequest) -> None:
+    """Complete a request with its tensors; arrays stay views of the message where the layout allows.
+
+    Raises:
+        InvalidRequest: a tensor does not fit the model.
+        NotOffered: the request wants an extension this server lacks.
+    """
+    proto = message.proto
+    request.inputs = _decode_inputs(model, proto, message.raw)
+    request.rows = _rows(model, proto) if model.max_batch_size else 1
+    request.outputs = _requested(model, proto)
+    if request.typed:
+        _check_typed(model, request.outputs)
+    request.stages.decode = time.perf_counter_ns()
 
 
 def _decode_inputs(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequence[Raw]) -> dict[str, Array]:
@@ -163,7 +161,7 @@ def _requested(model: ServedModel, proto: pb.ModelInferRequest) -> tuple[str, ..
     return tuple(names) or tuple(model.outputs)
 
 
-def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest, outputs: Sequence[str]) -> bool:
+def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest) -> bool:
     """Whether the caller wants typed instead of raw contents back."""
     if _BINARY not in proto.parameters:
         return False
@@ -171,8 +169,10 @@ def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest, outputs: Seque
     kind = parameter.WhichOneof("parameter_choice")
     if kind != "bool_param":
         raise InvalidRequest(f"model '{model.name}': parameter '{_BINARY}': expected bool_param, got {kind}")
-    if parameter.bool_param:
-        return False
+    return not parameter.bool_param
+
+
+def _check_typed(model: ServedModel, outputs: Sequence[str]) -> None:
     for name in outputs:
         datatype = model.outputs[name].datatype
         if datatype not in TYPED_FIELDS:
@@ -180,7 +180,6 @@ def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest, outputs: Seque
                 f"output '{name}' of model '{model.name}': {datatype} has no typed contents in the protocol: "
                 f"leave out the parameter '{_BINARY}'"
             )
-    return True
 
 
 def _number(model: ServedModel, proto: pb.ModelInferRequest, key: str) -> int:

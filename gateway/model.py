@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 
 from backends import base
 from backends.base import LoadError
@@ -16,14 +17,16 @@ from gateway.batch import Batch, BatchLayout
 from gateway.batcher import Batcher
 from gateway.batching_policy import BatchingPolicy
 from gateway.cache import ModelCache, ResponseCache
+from gateway.decode import decode_head, decode_tensors
 from gateway.encode import encode
-from gateway.errors import restated
+from gateway.errors import InvalidRequest, NotOffered, restated
 from gateway.instances import Instance, ThreadInstance, Worker
 from gateway.padding import Padding
-from gateway.request import InferenceRequest
+from gateway.request import InferenceRequest, Stages
 from gateway.stats import ModelStatistics
 from gateway.tensor_rules import TensorRule, rules
 from tensorgate_client import framing
+from tensorgate_client.framing import InferRequest
 from tensorgate_client.wire import model_config_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -61,22 +64,34 @@ class ServedModel:
     def __repr__(self) -> str:
         return f"<ServedModel {self.name}/{self.version} {self._batcher!r} {self._cache!r}>"
 
-    async def infer(self, request: InferenceRequest) -> bytes:
+    async def infer(self, message: InferRequest, stages: Stages, deadline: float = inf) -> bytes:
         """A serialized ModelInferResponse. A caller who is cancelled disturbs nobody else.
 
+        Args:
+            message: the parsed request.
+            stages: began when the message arrived.
+            deadline: when the caller stops waiting (`time.perf_counter`).
+
         Raises:
+            InvalidRequest: the request does not fit the model.
+            NotOffered: it wants an extension this server lacks.
             ModelNotReady: the version is being closed.
             QueueFull: too many requests wait for the model.
             DeadlineExceeded: the request was not executed in time, or could not be any more.
             InvalidInput: the backend finds the caller's data at fault.
             ExecutionFailed: the backend fails on this request.
         """
-        stages = request.stages
         try:
-            response = await (self._kept_or_computed(request) if self._cache else self._computed(request))
+            request = decode_head(self, message.proto, stages, deadline)
+            decode = partial(decode_tensors, self, message, request)
+            if self._cache:
+                response = await self._kept_or_computed(self._cache, message, request, decode)
+            else:
+                decode()
+                response = await self._computed(request)
         except BaseException as error:
             self.stats.failed(stages)
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, (InvalidRequest, NotOffered)):
                 told = restated(error, f"model '{self.name}'")
                 raise told from told.__cause__
             raise
@@ -85,15 +100,15 @@ class ServedModel:
         return response
 
     async def _computed(self, request: InferenceRequest) -> bytes:
-        request.stages.cache = time.perf_counter_ns()
         outputs, batch = await self._batcher.infer(request)
         response = encode(self.name, self.version, request, outputs, request.id)
         self._note(request, batch)
         return response
 
-    async def _kept_or_computed(self, request: InferenceRequest) -> bytes:
-        assert self._cache  # noqa: S101
-        response, batch = await self._cache.infer(request)
+    async def _kept_or_computed(
+        self, cache: ModelCache, message: InferRequest, request: InferenceRequest, decode: Callable[[], None]
+    ) -> bytes:
+        response, batch = await cache.infer(cache.key(message, typed=request.typed), request, decode)
         if batch:
             self._note(request, batch)
         return framing.append_id(response, request.id)

@@ -13,20 +13,20 @@ from backends.base import Array
 class Stages:
     """When each stage of a request ended (`time.perf_counter_ns`); 0 while it has not.
 
-    The stages, in order: decode, cache, queue, execute, encode.
+    The stages, in order: cache, decode, queue, execute, encode. What the cache answers takes none of the others.
     """
 
     received: int = field(default_factory=time.perf_counter_ns)
-    decode: int = 0
     cache: int = 0
+    decode: int = 0
     queue: int = 0
     execute: int = 0
     encode: int = 0
 
     def __str__(self) -> str:
-        """How long each stage took, in whole microseconds: "decode=41us cache=0us ..."."""
+        """How long each stage took, in whole microseconds: "cache=0us decode=41us ..."."""
         before, parts = self.received, []
-        for name in ("decode", "cache", "queue", "execute", "encode"):
+        for name in ("cache", "decode", "queue", "execute", "encode"):
             after = getattr(self, name) or before
             parts.append(f"{name}={(after - before) // 1000}us")
             before = after
@@ -39,9 +39,9 @@ class InferenceRequest:
 
     Attributes:
         id: the caller's, echoed.
-        inputs: by name, with the shapes of the model's runtime.
+        inputs: by name, with the shapes of the model's runtime; empty until they are decoded, as the next two.
         rows: how many the inputs have; 1 where the model does not batch.
-        outputs: names the caller asked for, in that order; never empty.
+        outputs: names the caller asked for, in that order.
         stages: time stamps.
         typed: whether to send the outputs as typed instead of raw contents.
         deadline: when the caller stops waiting (`time.perf_counter`), infinite if it does not say.

@@ -14,12 +14,12 @@ import grpc
 from google.protobuf.message import Message
 
 from gateway.catalogue import State
-from gateway.decode import decode
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered
 from gateway.repository import Repository
 from gateway.request import Stages
 from gateway.status import Status, status_of
 from gateway.transport import Method
+from tensorgate_client import framing
 from tensorgate_client.wire import inference_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -171,10 +171,11 @@ class Servicer:
         if self._state.draining:
             raise ModelNotReady("the server is shutting down: try another one")
         stages = Stages()
-        model, request = decode(message, self._catalogue.find, stages, deadline)
-        response = await model.infer(request)
+        parsed = framing.parse_infer_request(message)
+        model = self._catalogue.find(parsed.proto.model_name, parsed.proto.model_version)
+        response = await model.infer(parsed, stages, deadline)
         if self._debug:
-            _log.debug("%s/%d id=%r %s", model.name, model.version, request.id, stages)
+            _log.debug("%s/%d id=%r %s", model.name, model.version, parsed.proto.id, stages)
         return response
 
     async def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:

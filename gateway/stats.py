@@ -70,12 +70,12 @@ class ModelStatistics:
 
     def computed(self, stages: Stages, batch: Batch) -> None:
         """Note a request that was answered by executing it."""
-        self.queue.add(batch.started_ns - stages.cache)
+        self.queue.add(batch.started_ns - stages.decode)
         self.compute.add(batch)
 
     def hit(self, stages: Stages) -> None:
         """Note a request that was answered from the cache, or with the answer to an equal one."""
-        self.cache_hit.add(stages.cache - stages.decode)
+        self.cache_hit.add(stages.cache - stages.received)
         # As Triton counts, whatever was answered has been in the queue: for as long as it waited for its equal.
         self.queue.add(time.perf_counter_ns() - stages.cache)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.generator import MARK
 from benchmarks.h2load import H2load
-from benchmarks.models import echo, floats
+from benchmarks.models import echo, floats, front
 from benchmarks.report import median_range, number, progress, ratios, spread, table
 from benchmarks.served import Body, Target, served
 from benchmarks.worker import Worker
@@ -21,22 +23,32 @@ _ON = "response_cache { enable: true }"
 _CACHED, _PLAIN, _SLOW = "cached", "direct", "slow"
 _MODELS = (_CACHED, _PLAIN)
 _HIT_LEVELS = (1, 8, 64)
-_MISS_CASES = (("16 floats", 16, 8), ("16 floats", 16, 64), ("600 KB", 150_000, 8), ("600 KB", 150_000, 64))
+_ECHO, _FRONT = "in and out", "in, 64 bytes out"
+_MISS_CASES = tuple(
+    (kind, size, in_flight)
+    for kind, size in ((_ECHO, 16), (_FRONT, 150_000), (_ECHO, 150_000))
+    for in_flight in (8, 64)
+)
 _DELAY_MS, _AT_ONCE = 50, 100
 
 
 def run(*, quick: bool) -> None:
     """Measure and print."""
-    pair = {_CACHED: echo(_ON), _PLAIN: echo()}
-    with Worker("benchmarks.generator") as generator:
-        with served({**pair, _SLOW: echo(_ON, delay_ms=_DELAY_MS)}) as target:
+    with Worker("benchmarks.generator") as generator, tempfile.TemporaryDirectory() as folder:
+        pairs = {
+            _ECHO: {_CACHED: echo(_ON), _PLAIN: echo()},
+            _FRONT: {_CACHED: front(Path(folder), _ON), _PLAIN: front(Path(folder))},
+        }
+        with served({**pairs[_ECHO], _SLOW: echo(_ON, delay_ms=_DELAY_MS)}) as target:
             _hits(target, *((2, 0.3) if quick else (7, 1.0)))
             _meetings(generator, target, 1 if quick else 5)
         misses = []
-        for name, size, in_flight in _MISS_CASES:
-            with served(pair) as target:  # a cache of its own, so that none starts with another's entries
+        for kind, size, in_flight in _MISS_CASES:
+            with served(pairs[kind]) as target:  # a cache of its own, so that none starts with another's entries
                 miss = _Miss(generator, target, size, in_flight)
-                misses.append((name, in_flight, miss.measure(*((4, 0.2) if quick else (80, 0.25)))))
+                misses.append(
+                    (f"{size * 4:,} bytes {kind}", in_flight, miss.measure(*((4, 0.2) if quick else (80, 0.25))))
+                )
     _report_misses(misses)
 
 
@@ -116,7 +128,7 @@ class _Miss:
         """So many turns of about so many seconds each."""
         row = floats(self.size)
         row[0, 2:4] = np.frombuffer(MARK, np.float32)
-        bodies = [self.target.body(model, {"x": row}, {"y": row}) for model in _MODELS]
+        bodies = [self.target.body(model, {"x": row}, {}) for model in _MODELS]
         least = 4 * self.in_flight
         for body in bodies:  # the first requests to a fresh server are slow
             rate = self._turn(body, least).rate

@@ -51,6 +51,23 @@ parameters {{ key: "delay_ms" value {{ string_value: "{delay_ms}" }} }}
     )
 
 
+_FRONT = f"""
+class Model:
+    inputs = [("x", "float32", (-1, -1))]
+    outputs = [("y", "float32", (-1, {_FLOATS}))]
+
+    def execute(self, inputs):
+        return {{"y": inputs["x"][:, :{_FLOATS}]}}
+"""
+
+
+def front(folder: Path, more: str = "") -> Model:
+    """A model that gives back the beginning of what it gets: much comes in and little goes out, as with images."""
+    file = folder / "model.py"
+    file.write_text(_FRONT)
+    return Model(f"max_batch_size: 64\n{more}\n", {"model.py": file})
+
+
 def floats(count: int = _FLOATS) -> np.ndarray:
     """A row for `echo`."""
     return np.linspace(0, 1, count, dtype=np.float32).reshape(1, count)

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from support.batching import POISON, Rig, request
-from support.caching import CachedRig
+from support.caching import CachedRig, key_of
 from support.calls import Gate, eventually, infer, refusal
 from support.calls import request as message
 from support.fake_clock import fake_loop, now, on_fake_clock, settled, until
@@ -74,7 +74,7 @@ async def test_triton_cache_key_knows_shape_and_datatype():
     other.inputs["x"] = numbers.view(np.int32).reshape(2, 3)
     await asyncio.gather(rig.send(wide).task, rig.send(tall).task)
     assert [call.hit for call in rig.calls] == [False, False]
-    assert rig.cache._key(other) != rig.cache._key(wide)
+    assert key_of(rig.cache, other) != key_of(rig.cache, wide)
     await rig.finish()
 
 

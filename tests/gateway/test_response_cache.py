@@ -148,10 +148,30 @@ def test_the_same_bytes_in_another_shape(gateway: Gateway, wide: Wide) -> None:
 
 
 def test_what_does_not_change_the_answer_does_not_miss(gateway: Gateway, wide: Wide) -> None:
-    """Id, order and form of inputs, priority and limits make no new question; each caller's own id comes back."""
+    """Id, version, priority and limits make no new question; each caller's own id comes back."""
     plain = answer(gateway, BASE)
-    typed, reordered, hurried = pb.ModelInferRequest(), pb.ModelInferRequest(), pb.ModelInferRequest()
-    for sent in (typed, reordered, hurried):
+    versioned, hurried, noted = pb.ModelInferRequest(), pb.ModelInferRequest(), pb.ModelInferRequest()
+    for sent in (versioned, hurried, noted):
+        sent.CopyFrom(BASE)
+    versioned.model_version = "1"
+    hurried.parameters["priority"].int64_param = 1
+    hurried.parameters["timeout"].int64_param = 60_000_000
+    noted.parameters["note"].string_param = "for me"
+    assert plain.id == ""
+    for number, sent in enumerate((versioned, hurried, noted)):
+        sent.id = f"request {number}"
+        response = answer(gateway, sent)
+        assert response.id == sent.id
+        response.id = ""
+        assert response == plain
+    assert wide.executions == 1
+
+
+def test_other_spellings_get_the_same_answer(gateway: Gateway, wide: Wide) -> None:
+    """Typed contents or another order of inputs are questions of their own, with the same answer."""
+    plain = answer(gateway, BASE)
+    typed, reordered = pb.ModelInferRequest(), pb.ModelInferRequest()
+    for sent in (typed, reordered):
         sent.CopyFrom(BASE)
     del typed.raw_input_contents[:]
     typed.inputs[0].contents.fp32_contents.extend([1, 2])
@@ -159,16 +179,9 @@ def test_what_does_not_change_the_answer_does_not_miss(gateway: Gateway, wide: W
     del reordered.inputs[:], reordered.raw_input_contents[:]
     reordered.inputs.extend(reversed(BASE.inputs))
     reordered.raw_input_contents.extend(reversed(BASE.raw_input_contents))
-    hurried.parameters["priority"].int64_param = 1
-    hurried.parameters["timeout"].int64_param = 60_000_000
-    assert plain.id == ""
-    for number, sent in enumerate((typed, reordered, hurried)):
-        sent.id = f"request {number}"
-        response = answer(gateway, sent)
-        assert response.id == sent.id
-        response.id = ""
-        assert response == plain
-    assert wide.executions == 1
+    for _ in range(2):
+        assert [answer(gateway, sent) for sent in (typed, reordered)] == [plain, plain]
+    assert wide.executions == 3
 
 
 def test_raw_and_typed_answers_are_each_right(gateway: Gateway) -> None:

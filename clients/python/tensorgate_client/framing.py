@@ -8,6 +8,7 @@ are the same. Source of the layout: protobuf's encoding guide.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from tensorgate_client.tensors import Raw
 from tensorgate_client.wire import inference_pb2 as pb
@@ -23,8 +24,20 @@ _LONGEST_TAG = 5  # bytes of a 32-bit varint; protobuf refuses longer spellings 
 _MOST_FIELDS = 256  # more come only from a hostile or a very odd sender; protobuf then scans faster
 
 
-def parse_infer_request(message: bytes) -> tuple[pb.ModelInferRequest, Sequence[Raw]]:
-    """A serialized ModelInferRequest, and its raw contents as views of `message` where that saves copying.
+class InferRequest(NamedTuple):
+    """A ModelInferRequest whose raw contents may lie outside of the protobuf message.
+
+    Attributes:
+        proto: the message; it holds the raw contents itself if it is small.
+        raw: its raw contents, in order.
+    """
+
+    proto: pb.ModelInferRequest
+    raw: Sequence[Raw]
+
+
+def parse_infer_request(message: bytes) -> InferRequest:
+    """A serialized ModelInferRequest, its raw contents as views of `message` where that saves copying.
 
     Raises:
         DecodeError: `message` is no ModelInferRequest.
@@ -32,9 +45,9 @@ def parse_infer_request(message: bytes) -> tuple[pb.ModelInferRequest, Sequence[
     cut = _cut(message, _REQUEST_TAG) if len(message) > _SMALL else None
     if cut is None:
         request = pb.ModelInferRequest.FromString(message)
-        return request, request.raw_input_contents
+        return InferRequest(request, request.raw_input_contents)
     rest, raw = cut
-    return pb.ModelInferRequest.FromString(rest), raw
+    return InferRequest(pb.ModelInferRequest.FromString(rest), raw)
 
 
 def serialize_infer_response(response: pb.ModelInferResponse, raw: Iterable[Raw]) -> bytes:
