@@ -17,12 +17,13 @@ from typing import cast
 from gateway.batch import Batch, BatchLayout, Outputs
 from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
-from gateway.errors import DeadlineExceeded, ModelNotReady, restated
+from gateway.errors import DeadlineExceeded, ModelNotReady, restated, shown_ms, too_late
 from gateway.instances import Instance
 from gateway.job import Job, Receiver, TimeLeft
 from gateway.request import InferenceRequest
 from gateway.request_queue import RequestQueue
 from gateway.retries import Retries
+from gateway.returning import Returning
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Batcher:
         self._durations = Durations()
         self._queue = RequestQueue(policy, self._durations)
         self._retries = Retries()
+        self._returning = Returning()
         self._instances = len(instances)
         self._idle = list(instances)
         self._ends: dict[Instance, float] = {}  # when those that run are expected to be free
@@ -114,8 +116,9 @@ class Batcher:
             if answers_at > job.deadline:
                 job.tried = self._may_try(job, now)
                 if not job.tried:
-                    raise _too_late(job.deadline - now, answers_at - now)
+                    raise too_late(job.deadline - now, answers_at - now)
         self._queue.add(job)
+        self._returning.came(request.rows, now)
         self._schedule()
         return job
 
@@ -174,6 +177,7 @@ class Batcher:
     def flush(self) -> None:
         """Hold nothing back any more: nobody will come to join."""
         self._queue.holds_back = False
+        self._returning = Returning()
         self._schedule()
 
     async def aclose(self) -> None:
@@ -208,7 +212,7 @@ class Batcher:
         """Answer what has expired, and start a batch on every idle instance that there is one for."""
         now = self._clock()
         for job in self._queue.expire(now):
-            self._fail(job, DeadlineExceeded(f"not executed within the {_ms(now - job.arrived)} it could wait"))
+            self._fail(job, DeadlineExceeded(f"not executed within the {shown_ms(now - job.arrived)} it could wait"))
         for job in self._retries:
             if job.deadline <= now:
                 self._fail(job, DeadlineExceeded("not executed in time"))
@@ -217,10 +221,17 @@ class Batcher:
         self._set_timer(now)
 
     def _take(self, now: float) -> list[Job]:
+        if self._waits_until(now) > now:
+            return []
         jobs, late = self._queue.take(now)
         for job in late:
-            self._fail(job, _too_late(job.deadline - now))
+            self._fail(job, too_late(job.deadline - now))
         return jobs
+
+    def _waits_until(self, now: float) -> float:
+        """Until when to wait for the callers of the last batch, if that makes nobody late; else `now` or earlier."""
+        until = self._returning.waits_until(now)
+        return until if until > now and not self._closing and self._queue.may_wait(until) else now
 
     def _start(self, instance: Instance, jobs: list[Job], now: float) -> None:
         batch = Batch([job.request for job in jobs], self._layout)
@@ -244,6 +255,9 @@ class Batcher:
         if error is not None and len(jobs) > 1:
             _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
         self._retries.ended(instance, jobs, well=error is None)
+        if self._instances == 1:  # others would go on meanwhile
+            rows = cast(Batch, jobs[0].batch).rows
+            self._returning.ended(rows, self._clock(), self._queue.gain(jobs[0].shape, rows) / 2)
         try:
             self._advance()
         finally:
@@ -277,6 +291,8 @@ class Batcher:
     def _set_timer(self, now: float) -> None:
         """Wake up when the queue wants it. A timer set for earlier is left alone: it finds out that it is early."""
         wakes = self._queue.wakes(idle=bool(self._idle))
+        if self._idle and self._queue and (until := self._waits_until(now)) > now:
+            wakes = min(wakes, until)
         wakes = min([wakes, *(job.deadline for job in self._retries if not job.receiver.done())])
         if wakes >= self._timer_at:
             return
@@ -288,14 +304,3 @@ class Batcher:
     def _wake(self) -> None:
         self._timer, self._timer_at = None, inf
         self._schedule()
-
-
-def _too_late(left: float, takes: float = 0.0) -> DeadlineExceeded:
-    if left <= 0:
-        return DeadlineExceeded("the deadline had passed before the request could be executed")
-    known = f": with what waits before it, it takes about {_ms(takes)}" if takes else ""
-    return DeadlineExceeded(f"cannot be answered in the {_ms(left)} left{known}")
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -69,6 +69,19 @@ def restated(error: BaseException, subject: str = "") -> Exception:
     return new
 
 
+def too_late(left_s: float, takes_s: float = 0.0) -> DeadlineExceeded:
+    """For a caller with so many seconds left, whose request takes so many as far as is known."""
+    if left_s <= 0:
+        return DeadlineExceeded("the deadline had passed before the request could be executed")
+    known = f": with what waits before it, it takes about {shown_ms(takes_s)}" if takes_s else ""
+    return DeadlineExceeded(f"cannot be answered in the {shown_ms(left_s)} left{known}")
+
+
+def shown_ms(seconds: float) -> str:
+    """A duration as messages have it: "20 ms", "1.5 s"."""
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
 def without_folders(text: str, root: Path) -> str:
     """`text` without this machine's folders, which do not concern the clients that RepositoryIndex shows it to."""
     return _FOLDERS.sub(_unless_elsewhere, text.replace(f"{root}/", ""))

@@ -163,6 +163,25 @@ class RequestQueue:
         expected = self._durations.expected(shape, rows, cautious=cautious)
         return expected + _WAY_BACK_S if expected else 0.0
 
+    def gain(self, shape: Hashable, rows: int) -> float:
+        """Seconds of computing that are saved if so many rows join what waits, instead of running after it."""
+        if self.holds_back or len(self._groups) > 1:
+            return 0.0
+        waiting = self._groups[shape].rows if shape in self._groups else 1 - len(self._groups)
+        if not 0 < waiting < self._policy.max_rows:
+            return 0.0
+        together = min(waiting + rows, self._policy.max_rows)
+        expected = self._durations.expected
+        return expected(shape, waiting) + expected(shape, rows) - expected(shape, together)
+
+    def may_wait(self, until: float) -> bool:
+        """Whether what waits is not yet a whole batch, and can be answered in time if it runs then."""
+        group = next(iter(self._groups.values()), None)
+        if group is None or len(self._groups) > 1 or group.rows >= self._policy.max_rows:
+            return False
+        ends = until + self._takes(group.jobs.first.shape, self._policy.max_rows, cautious=True)
+        return all(ends <= job.hurry for job in group.jobs)
+
     def expire(self, now: float) -> list[Job]:
         """Take out what has waited too long; where the policy says so, it goes behind the others instead."""
         expired = []
