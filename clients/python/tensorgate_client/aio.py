@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import suppress
-from functools import wraps
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -15,8 +15,8 @@ import grpc.aio
 from tensorgate_client import calls
 from tensorgate_client.calls import Inputs, Parameters, Target
 from tensorgate_client.channel import channel_options
-from tensorgate_client.errors import InferenceError
-from tensorgate_client.session import Client, Deadline, Session, Steps
+from tensorgate_client.client import answers, blocking_channel
+from tensorgate_client.session import Client, Deadline, Session, Steps, looks_like
 from tensorgate_client.streaming import Arrival, BatchStream, StreamResult
 from tensorgate_client.wire import inference_pb2 as pb
 from tensorgate_client.wire.inference_pb2_grpc import GRPCInferenceServiceStub
@@ -26,15 +26,13 @@ __all__ = ["InferenceClient"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-StreamCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.ModelInferRequest, pb.ModelStreamInferResponse]"
-
 
 def _awaited(
     call: Callable[Concatenate[Session, P], Steps[R]],
 ) -> Callable[Concatenate[InferenceClient, P], Coroutine[Any, Any, R]]:
     """One of `calls` as a coroutine method."""
 
-    @wraps(call)
+    @looks_like(call)
     async def method(self: InferenceClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return await self._run(call(self._session, *args, **kwargs))
 
@@ -76,12 +74,11 @@ class InferenceClient(Client):
         """
         target = Target(model, version, tuple(outputs), parameters or {})
         books = BatchStream(self._session, target, window=window, ordered=ordered, deadline=Deadline.after(deadline_ms))
-        return self._stream(books, _asynchronous(batches))
+        return _Stream(self, books, _asynchronous(batches)).results()
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
-        for call in self._streams:  # gRPC does not find them by itself
-            call.cancel()
+        self._stream_channel.close()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -93,14 +90,17 @@ class InferenceClient(Client):
         await self.close()
 
     def _open(self, *, retry: bool) -> None:
-        asyncio.get_running_loop()  # or gRPC would bind the channel to a loop that never runs
+        self._loop = asyncio.get_running_loop()  # where there is none, gRPC would take one that never runs
         session, options = self._session, channel_options(retry=retry)
         if session.tls:
             self._channel = grpc.aio.secure_channel(session.address, session.tls.credentials(), options)
         else:
             self._channel = grpc.aio.insecure_channel(session.address, options)
         self._stub = GRPCInferenceServiceStub(self._channel)
-        self._streams: set[StreamCall] = set()
+        # When a server ends a stream that is being written to, grpc.aio often loses its status and reports INTERNAL
+        # (grpc issue 36066). So streams are calls of the other API, on a thread; both share one connection.
+        self._stream_channel = blocking_channel(session, retry=retry)
+        self._stream_stub = GRPCInferenceServiceStub(self._stream_channel)
 
     async def _run(self, steps: Steps[R]) -> R:
         try:
@@ -111,98 +111,69 @@ class InferenceClient(Client):
                         rpc.request, timeout=rpc.timeout, metadata=self._session.headers()
                     )
                 except grpc.aio.AioRpcError as error:
-                    rpc = steps.throw(self._failure(error, rpc.deadline))
+                    rpc = steps.throw(self._session.failure(error.code(), error.details(), rpc.deadline))
                 else:
                     rpc = steps.send(response)
         except StopIteration as done:
             return cast("R", done.value)
 
-    def _failure(self, error: grpc.aio.AioRpcError, deadline: Deadline | None) -> InferenceError:
-        return self._session.failure(error.code(), error.details(), deadline)
 
-    async def _stream(self, books: BatchStream, batches: AsyncIterator[Inputs]) -> AsyncGenerator[StreamResult, None]:
-        await self._run(books.check_model())
-        arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
-        room = asyncio.Semaphore(books.window)
+class _Stream:
+    """A stream under way: a task takes batches, a thread what comes back, and the caller's task hands results out."""
 
-        async def send() -> None:
-            while await room.acquire():
-                try:
-                    request = await self._take(books, batches)
-                except BaseException as error:  # whatever it is, it is the caller's
-                    arrivals.put_nowait(error)
-                    return
-                if request is None:
-                    break
-                if isinstance(request, StreamResult):
-                    arrivals.put_nowait(request)
-                else:
-                    await call.write(request)
-            await call.done_writing()
+    def __init__(self, client: InferenceClient, books: BatchStream, batches: AsyncIterator[Inputs]) -> None:
+        self._client = client
+        self._books = books
+        self._batches = batches
+        self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
+        self._requests: SimpleQueue[pb.ModelInferRequest | None] = SimpleQueue()  # never more than the window
+        self._room = asyncio.Semaphore(books.window)
+        self._silent = asyncio.Event()
 
-        call = self._stub.ModelStreamInfer(timeout=books.timeout, metadata=self._session.headers())
-        self._streams.add(call)
-        tasks = [asyncio.create_task(work) for work in (send(), self._read(call, arrivals, books.deadline))]
+    async def results(self) -> AsyncGenerator[StreamResult, None]:
+        """The results, until everything is answered or the caller leaves."""
+        client, books = self._client, self._books
+        await client._run(books.check_model())
+        requests, headers = iter(self._requests.get, None), client._session.headers()
+        call = client._stream_stub.ModelStreamInfer(requests, timeout=books.timeout, metadata=headers)
+        Thread(target=self._read, args=(call,), name="tensorgate-stream", daemon=True).start()
+        sender = asyncio.create_task(self._send(), name="tensorgate-stream")
         try:
-            while (arrival := await arrivals.get()) is not None:
-                if isinstance(arrival, BaseException):
-                    raise arrival
-                for result in books.settle(arrival):
-                    room.release()
+            while not books.over:
+                for result in books.settle(await self._arrivals.get()):
+                    self._room.release()
                     yield result
-            books.ended()
         finally:
-            self._streams.discard(call)
+            self._requests.put(None)
             call.cancel()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)  # a write to a broken stream fails; _read knows why
+            sender.cancel()
+            await asyncio.gather(sender, self._silent.wait(), return_exceptions=True)
 
-    async def _take(
-        self, books: BatchStream, batches: AsyncIterator[Inputs]
-    ) -> pb.ModelInferRequest | StreamResult | None:
-        async for inputs in batches:
-            return await self._run(books.take(inputs))
-        books.finish()
+    async def _send(self) -> None:
+        while await self._room.acquire():
+            try:
+                request = await self._take()
+            except BaseException as error:  # whatever it is, it is the caller's
+                self._arrivals.put_nowait(error)
+                return
+            if isinstance(request, StreamResult):
+                self._arrivals.put_nowait(request)
+                continue
+            self._requests.put(request)
+            if request is None:
+                return
+
+    async def _take(self) -> pb.ModelInferRequest | StreamResult | None:
+        async for inputs in self._batches:
+            return await self._client._run(self._books.take(inputs))
+        self._books.finish()
         return None
 
-    async def _read(self, call: StreamCall, arrivals: asyncio.Queue[Arrival], deadline: Deadline | None) -> None:
-        status = _status_of(call)
-        try:
-            with suppress(grpc.aio.AioRpcError):
-                async for response in call:
-                    arrivals.put_nowait(response)
-            code, details = await status
-            ended = code is grpc.StatusCode.OK
-            arrivals.put_nowait(None if ended else self._session.failure(code, details, deadline))
-        except asyncio.CancelledError:  # the call's, by this stream or by `close`
-            arrivals.put_nowait(InferenceError(grpc.StatusCode.CANCELLED, "the client was closed"))
-
-
-def _status_of(call: StreamCall) -> asyncio.Future[tuple[grpc.StatusCode, str | None]]:
-    """The status that the server ends `call` with.
-
-    When a write fails because the call is ending, grpc.aio overwrites that status with one of its own (grpc issue
-    36066). Callbacks see both.
-    """
-    status: asyncio.Future[tuple[grpc.StatusCode, str | None]] = asyncio.get_running_loop().create_future()
-
-    def note(_: object) -> None:
-        code, details = _at_once(call.code()), _at_once(call.details())
-        if details != "Internal error from Core" and not status.done():
-            status.set_result((code, details))
-
-    call.add_done_callback(note)
-    return status
-
-
-def _at_once(answer: Coroutine[Any, Any, R]) -> R:
-    """What a coroutine returns that has nothing to wait for."""
-    try:
-        answer.send(None)
-    except StopIteration as done:
-        return cast("R", done.value)
-    raise RuntimeError("the call is not done")
+    def _read(self, call: Any) -> None:
+        pass_on = self._client._loop.call_soon_threadsafe
+        for arrival in answers(call, self._client._session, self._books.deadline):
+            pass_on(self._arrivals.put_nowait, arrival)
+        pass_on(self._silent.set)
 
 
 def _asynchronous(batches: AsyncIterable[Inputs] | Iterable[Inputs]) -> AsyncIterator[Inputs]:

@@ -39,7 +39,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     # Load balancers forget a silent connection, Azure's after 240 s, AWS's network balancer after 350 s, and what is
     # sent on it later is lost. So one without calls is closed before that; the next call opens another. Pings would
     # keep it open, but a server with gRPC's defaults answers pings without calls with GOAWAY (ENHANCE_YOUR_CALM).
-    ("grpc.client_idle_timeout_ms", 200_000),
+    ("grpc.client_idle_timeout_ms", 110_000),  # gRPC looks at such intervals: it closes after 110 to 220 s
     # One with a silent call on it, such as a long load, is pinged as often as such a server allows: every 300 s.
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 20_000),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from functools import wraps
 from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
+from threading import Semaphore, Thread
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
@@ -15,7 +14,7 @@ from tensorgate_client import calls
 from tensorgate_client.calls import Inputs, Parameters, Target
 from tensorgate_client.channel import channel_options
 from tensorgate_client.errors import InferenceError
-from tensorgate_client.session import Client, Deadline, Session, Steps
+from tensorgate_client.session import Client, Deadline, Session, Steps, looks_like
 from tensorgate_client.streaming import Arrival, BatchStream, StreamResult
 from tensorgate_client.wire import inference_pb2 as pb
 from tensorgate_client.wire.inference_pb2_grpc import GRPCInferenceServiceStub
@@ -27,7 +26,7 @@ R = TypeVar("R")
 def _blocking(call: Callable[Concatenate[Session, P], Steps[R]]) -> Callable[Concatenate[InferenceClient, P], R]:
     """One of `calls` as a method that waits for its result."""
 
-    @wraps(call)
+    @looks_like(call)
     def method(self: InferenceClient, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._run(call(self._session, *args, **kwargs))
 
@@ -87,7 +86,7 @@ class InferenceClient(Client):
         """
         target = Target(model, version, tuple(outputs), parameters or {})
         books = BatchStream(self._session, target, window=window, ordered=ordered, deadline=Deadline.after(deadline_ms))
-        return self._stream(books, iter(batches))
+        return _Stream(self, books, iter(batches)).results()
 
     def close(self) -> None:
         """Close the connection; calls under way fail with CANCELLED."""
@@ -102,11 +101,7 @@ class InferenceClient(Client):
         self.close()
 
     def _open(self, *, retry: bool) -> None:
-        session, options = self._session, channel_options(retry=retry)
-        if session.tls:
-            self._channel = grpc.secure_channel(session.address, session.tls.credentials(), options)
-        else:
-            self._channel = grpc.insecure_channel(session.address, options)
+        self._channel = blocking_channel(self._session, retry=retry)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     def _run(self, steps: Steps[R]) -> R:
@@ -118,63 +113,85 @@ class InferenceClient(Client):
                         rpc.request, timeout=rpc.timeout, metadata=self._session.headers()
                     )
                 except grpc.RpcError as error:
-                    rpc = steps.throw(self._failure(error, rpc.deadline))
+                    rpc = steps.throw(_failure(error, self._session, rpc.deadline))
                 else:
                     rpc = steps.send(response)
         except StopIteration as done:
             return cast("R", done.value)
 
-    def _failure(self, error: grpc.RpcError, deadline: Deadline | None) -> InferenceError:
-        status = cast("grpc.Call", error)
-        return self._session.failure(status.code(), status.details(), deadline)
 
-    def _stream(self, books: BatchStream, batches: Iterator[Inputs]) -> Generator[StreamResult, None, None]:
-        self._run(books.check_model())
-        arrivals: SimpleQueue[Arrival] = SimpleQueue()
-        room = Semaphore(books.window)
-        left = Event()
+class _Stream:
+    """A stream under way: gRPC's thread takes batches, ours what comes back, and the caller's hands results out."""
 
-        def requests() -> Iterator[pb.ModelInferRequest]:
-            while room.acquire() and not left.is_set():
-                try:
-                    request = self._take(books, batches)
-                except BaseException as error:  # whatever it is, it is the caller's
-                    arrivals.put(error)
-                    return
-                if request is None:
-                    return
-                if isinstance(request, StreamResult):
-                    arrivals.put(request)
-                else:
-                    yield request
+    def __init__(self, client: InferenceClient, books: BatchStream, batches: Iterator[Inputs]) -> None:
+        self._client = client
+        self._books = books
+        self._batches = batches
+        self._arrivals: SimpleQueue[Arrival] = SimpleQueue()
+        self._room = Semaphore(books.window)
+        self._left = False
 
-        call = self._stub.ModelStreamInfer(requests(), timeout=books.timeout, metadata=self._session.headers())
-        reader = Thread(target=self._read, args=(call, arrivals, books.deadline), name="tensorgate-stream", daemon=True)
+    def results(self) -> Generator[StreamResult, None, None]:
+        """The results, until everything is answered or the caller leaves."""
+        client, books = self._client, self._books
+        client._run(books.check_model())
+        headers = client._session.headers()
+        call = client._stub.ModelStreamInfer(self._requests(), timeout=books.timeout, metadata=headers)
+        reader = Thread(target=self._read, args=(call,), name="tensorgate-stream", daemon=True)
         reader.start()
         try:
-            while (arrival := arrivals.get()) is not None:
-                if isinstance(arrival, BaseException):
-                    raise arrival
-                for result in books.settle(arrival):
-                    room.release()
+            while not books.over:
+                for result in books.settle(self._arrivals.get()):
+                    self._room.release()
                     yield result
-            books.ended()
         finally:
-            left.set()
-            room.release()
+            self._left = True
+            self._room.release()
             call.cancel()
             reader.join()
 
-    def _take(self, books: BatchStream, batches: Iterator[Inputs]) -> pb.ModelInferRequest | StreamResult | None:
-        for inputs in batches:
-            return self._run(books.take(inputs))
-        books.finish()
+    def _requests(self) -> Iterator[pb.ModelInferRequest]:
+        while self._room.acquire() and not self._left:
+            try:
+                request = self._take()
+            except BaseException as error:  # whatever it is, it is the caller's
+                self._arrivals.put(error)
+                return
+            if request is None:
+                return
+            if isinstance(request, StreamResult):
+                self._arrivals.put(request)
+            else:
+                yield request
+
+    def _take(self) -> pb.ModelInferRequest | StreamResult | None:
+        for inputs in self._batches:
+            return self._client._run(self._books.take(inputs))
+        self._books.finish()
         return None
 
-    def _read(self, call: Any, arrivals: SimpleQueue[Arrival], deadline: Deadline | None) -> None:
-        try:
-            for response in call:
-                arrivals.put(response)
-            arrivals.put(None)
-        except grpc.RpcError as error:
-            arrivals.put(self._failure(error, deadline))
+    def _read(self, call: Any) -> None:
+        for arrival in answers(call, self._client._session, self._books.deadline):
+            self._arrivals.put(arrival)
+
+
+def blocking_channel(session: Session, *, retry: bool) -> grpc.Channel:
+    """A channel to the session's server; it connects when it is used."""
+    options = channel_options(retry=retry)
+    if session.tls:
+        return grpc.secure_channel(session.address, session.tls.credentials(), options)
+    return grpc.insecure_channel(session.address, options)
+
+
+def answers(call: Any, session: Session, deadline: Deadline | None) -> Iterator[Arrival]:
+    """What comes back on a stream, and how it ends: None or the error."""
+    try:
+        yield from call
+        yield None
+    except grpc.RpcError as error:
+        yield _failure(error, session, deadline)
+
+
+def _failure(error: grpc.RpcError, session: Session, deadline: Deadline | None) -> InferenceError:
+    status = cast("grpc.Call", error)
+    return session.failure(status.code(), status.details(), deadline)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
@@ -16,6 +18,7 @@ from tensorgate_client.signature import Signature
 from tensorgate_client.tracing import trace_injector
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 Token: TypeAlias = str | Callable[[], str]
 
@@ -57,6 +60,21 @@ class Rpc:
 
 Steps: TypeAlias = Generator[Rpc, Any, R]
 """A call without its I/O: yields RPCs, is sent their responses or thrown InferenceError, returns the result."""
+
+
+def looks_like(call: Callable[..., Any]) -> Callable[[F], F]:
+    """Gives a method the name, documentation and signature of the call behind it: what `help` shows."""
+
+    def dress(method: F) -> F:
+        signature = inspect.signature(call)
+        session, *others = signature.parameters.values()
+        parameters = [inspect.Parameter("self", session.kind), *others]
+        result = signature.return_annotation.removeprefix("Steps[").removesuffix("]")
+        wraps(call)(method)
+        vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result)
+        return method
+
+    return dress
 
 
 @dataclass(slots=True)

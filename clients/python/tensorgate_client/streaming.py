@@ -58,6 +58,9 @@ class BatchStream:
         window: most batches that may be under way.
         ordered: whether results come in the order of the batches, or as they are ready.
         deadline: of the whole stream.
+
+    Attributes:
+        over: whether everything is handed out.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class BatchStream:
             raise ValueError(f"window is {window}, expected 1 or more")
         self.window = window
         self.deadline = deadline
+        self.over = False
         self._session = session
         self._target = target if ordered else replace(target, parameters={**target.parameters, _UNORDERED: True})
         self._ordered = ordered
@@ -103,8 +107,18 @@ class BatchStream:
         """There are no more batches."""
         self._exhausted = True
 
-    def settle(self, arrival: pb.ModelStreamInferResponse | StreamResult) -> Iterator[StreamResult]:
-        """What can be handed out now that this is there."""
+    def settle(self, arrival: Arrival) -> Iterator[StreamResult]:
+        """What can be handed out now that this is there.
+
+        Raises:
+            InferenceError: the stream broke, or ended before everything was answered.
+            BaseException: whatever the batches' iterator raised.
+        """
+        if isinstance(arrival, BaseException):
+            raise arrival
+        if arrival is None:
+            self._end()
+            return
         result = arrival if isinstance(arrival, StreamResult) else self._result(arrival)
         if not self._ordered:
             yield result
@@ -114,15 +128,11 @@ class BatchStream:
             self._next += 1
             yield ready
 
-    def ended(self) -> None:
-        """The server ended the stream.
-
-        Raises:
-            InferenceError: UNAVAILABLE, it did so before it had answered everything.
-        """
+    def _end(self) -> None:
         if self._unanswered or not self._exhausted:
             message = f"the server ended the stream with {len(self._unanswered)} batches unanswered"
             raise self._session.failure(StatusCode.UNAVAILABLE, message, None)
+        self.over = True
 
     def _result(self, response: pb.ModelStreamInferResponse) -> StreamResult:
         inferred = response.infer_response
