@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gateway import settings
+from gateway.commands import arguments
+from gateway.commands.failure import CommandFailed
 
 Command = Callable[[Namespace], int]
 
@@ -26,11 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _add_serve(commands)
     _add_demo(commands)
     _add_backends(commands)
+    _add_predict(commands)
+    _add_models(commands)
+    _add_bench(commands)
     parsed = parser.parse_args(arguments)
     run: Command = parsed.run
     del parsed.run
     try:
         code = run(parsed)
+    except CommandFailed as error:
+        code = _fail(str(error), error.code)
     except KeyboardInterrupt:  # before the server took the signal over
         code = 128 + signal.SIGINT
     sys.stdout.flush()
@@ -112,6 +119,55 @@ def _add_demo(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
         from gateway import demo  # noqa: PLC0415  # grpc takes a moment to import
 
         return demo.run(parsed.directory, port=parsed.port, keep=parsed.keep)
+
+    parser.set_defaults(run=run)
+
+
+def _add_predict(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="send the rows of a file through a model, into another file",
+        description="Send the rows of a file through a model, into another file. Memory stays flat whatever the file's "
+        "size. Exit codes: 0 all rows are predicted; 1 some failed, OUTPUT.errors.csv says why; 2 wrong usage; 3 the "
+        "server went away, --resume goes on; 130 Ctrl-C, likewise.",
+    )
+    arguments.add_predict(parser)
+
+    def run(parsed: Namespace) -> int:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from gateway.commands import predict  # noqa: PLC0415  # grpc takes a moment to import
+
+        return predict.run(parsed)
+
+    parser.set_defaults(run=run)
+
+
+def _add_models(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser("models", help="list a server's models, load and unload them")
+    arguments.add_models(parser)
+
+    def run(parsed: Namespace) -> int:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from gateway.commands import models  # noqa: PLC0415  # grpc takes a moment to import
+
+        return models.run(parsed)
+
+    parser.set_defaults(run=run)
+
+
+def _add_bench(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure a served model: requests a second and latencies",
+        description="Measure a served model through the Python client, whose own work is part of what is measured.",
+    )
+    arguments.add_bench(parser)
+
+    def run(parsed: Namespace) -> int:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from gateway.commands import bench  # noqa: PLC0415  # grpc takes a moment to import
+
+        return bench.run(parsed)
 
     parser.set_defaults(run=run)
 

@@ -1,0 +1,122 @@
+"""The flags of the commands that call a server; light, since `tensorgate --help` reads them all."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def add_connection(parser: ArgumentParser) -> None:
+    """How to reach the server."""
+    group = parser.add_argument_group("connection")
+    group.add_argument("--address", default="localhost:8001", metavar="HOST:PORT", help="default: %(default)s")
+    group.add_argument("--tls", action="store_true", help="encrypt, trusting the authorities that gRPC ships")
+    group.add_argument("--tls-ca", metavar="FILE", help="encrypt, trusting the authorities of this PEM file")
+    group.add_argument("--tls-cert", metavar="FILE", help="with --tls-key: the client's certificate, for mutual TLS")
+    group.add_argument("--tls-key", metavar="FILE", help="its private key")
+    token = group.add_mutually_exclusive_group()  # never the token itself: every user sees a command's arguments
+    token.add_argument("--token-file", metavar="FILE", help="file that holds the token to send")
+    token.add_argument("--token-env", metavar="NAME", help="environment variable that holds the token to send")
+    group.add_argument(
+        "--allow-plaintext-token", action="store_true", help="send the token unencrypted, as inside a service mesh"
+    )
+
+
+def add_predict(parser: ArgumentParser) -> None:
+    """What to predict, from which file to which."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help=".parquet, .csv, .npy or .npz")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".parquet, .csv, .npy or .npz")
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="INPUT=COLUMNS",
+        help="columns that make up an input, comma-separated, * for any text; repeatable. By default a column belongs "
+        "to the input of its name, and all columns together to an only input",
+    )
+    parser.add_argument("--keep", type=_names, default=(), metavar="COLUMNS", help="columns to copy to the output")
+    parser.add_argument("--select", type=_names, default=(), metavar="OUTPUTS", help="outputs to write (default: all)")
+    parser.add_argument("--version", default="", metavar="N", help="of the model (default: the latest)")
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="rows a request (default: the model's most)")
+    parser.add_argument("--window", type=_positive, default=16, metavar="N", help="requests on their way (default: 16)")
+    parser.add_argument("--binary", action="store_true", help="write BYTES outputs as binary and not as text")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on where an interrupted run ended")
+    again.add_argument("--restart", action="store_true", help="throw away what an interrupted run has done")
+    parser.add_argument("--force", action="store_true", help="replace an output that exists")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but what goes wrong")
+    add_connection(parser)
+
+
+def add_models(parser: ArgumentParser) -> None:
+    """What to ask of the models, or to do with one."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="MODEL | load MODEL | unload MODEL",
+        help="nothing lists them all; a name shows one model with its inputs and outputs",
+    )
+    parser.add_argument("--statistics", action="store_true", help="requests, rows and times since they were loaded")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="load: JSON to use in the place of config.pbtxt")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_connection(parser)
+
+
+def add_bench(parser: ArgumentParser) -> None:
+    """What to measure."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--version", default="", metavar="N", help="of the model (default: the latest)")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="send this file's first rows (default: random ones)")
+    parser.add_argument("--map", action="append", default=[], metavar="INPUT=COLUMNS", help="as `tensorgate predict`'s")
+    parser.add_argument("--rows", type=_positive, default=1, metavar="N", help="rows a request (default: 1)")
+    parser.add_argument(
+        "--size", type=_positive, default=16, metavar="N", help="elements where a shape is open (default: 16)"
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=_list_of(_positive),
+        default=(1, 2, 4, 8, 16),
+        metavar="N,N,...",
+        help="requests in flight, one line of the table for each (default: 1,2,4,8,16)",
+    )
+    parser.add_argument("--stream", action="store_true", help="over one stream (default: a call for each request)")
+    parser.add_argument(
+        "--rate",
+        type=_list_of(_rate),
+        metavar="R,R,...",
+        help="open loop: this many requests a second, arriving at random, however slow the answers are",
+    )
+    parser.add_argument("--seconds", type=_rate, default=5.0, metavar="S", help="for each line (default: 5)")
+    parser.add_argument("--warmup", type=_rate, default=1.0, metavar="S", help="before each line (default: 1)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw latency over throughput: .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_connection(parser)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _positive(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"expected a whole number above 0, got '{text}'")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"expected a number above 0, got '{text}'")
+    return value
+
+
+def _list_of(one: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    return lambda text: tuple(one(part) for part in text.split(","))

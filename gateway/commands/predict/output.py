@@ -1,0 +1,93 @@
+"""The result file, put together from the segments, and the list of rows that failed."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gateway.commands.failure import CommandFailed
+from gateway.commands.predict.model import Tensor
+from gateway.commands.predict.partial import Partial, sync_folder
+from gateway.commands.predict.results import REASON
+from gateway.commands.predict.source import Batch, Schema
+
+SUFFIXES = (".parquet", ".csv", ".npy", ".npz")
+
+
+def check(path: Path, tensors: Sequence[Tensor], keep: Sequence[str]) -> None:
+    """Whether a file of this kind can hold these results.
+
+    Raises:
+        CommandFailed: it cannot.
+    """
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise CommandFailed(f"--output: expected {', '.join(SUFFIXES)}, got '{kind}': {path}")
+    if not path.parent.is_dir():
+        raise CommandFailed(f"--output: no such folder: {path.parent}")
+    if kind == ".parquet":
+        return
+    for tensor in tensors:
+        if tensor.width is None:
+            raise CommandFailed(f"--output: the size of output {tensor} is open; only .parquet can hold it")
+        if tensor.datatype == "BYTES" and kind != ".csv":
+            raise CommandFailed(f"--output: {kind} holds numbers, output {tensor} is text: use .parquet or .csv")
+    if kind == ".npy" and len(tensors) > 1:
+        names = ", ".join(tensor.name for tensor in tensors)
+        raise CommandFailed(f"--output: .npy holds one output, the model has {names}: --select one, or use .npz")
+    if kind != ".csv" and keep:
+        raise CommandFailed(f"--keep: {kind} holds outputs only: use .parquet or .csv")
+
+
+def reasons_of(path: Path) -> Path:
+    """Where the rows that failed are listed."""
+    return path.with_name(f"{path.name}.errors.csv")
+
+
+def finish(path: Path, partial: Partial, tensors: Sequence[Tensor], schema: Schema) -> None:
+    """Put the output in its place; the folder of segments can then go."""
+    _write(path, partial, tensors, schema)
+    with partial.assembled.open("rb") as file:
+        os.fsync(file.fileno())
+    if partial.failed:
+        _list_failed(reasons_of(path), partial)
+    else:
+        reasons_of(path).unlink(missing_ok=True)  # of the file that this one replaces
+    partial.assembled.replace(path)
+    sync_folder(path.parent)
+
+
+def _write(path: Path, partial: Partial, tensors: Sequence[Tensor], schema: Schema) -> None:
+    def results() -> Iterator[Batch]:
+        return (batch.drop_columns([REASON]).cast(schema) for batch in partial.batches())
+
+    match path.suffix.lower():
+        case ".parquet":
+            from gateway.commands.predict.parquet import write_parquet  # noqa: PLC0415  # only what the file needs
+
+            write_parquet(partial.assembled, schema, results())
+        case ".csv":
+            from gateway.commands.predict.csv_file import write_csv  # noqa: PLC0415
+
+            write_csv(partial.assembled, schema, results())
+        case kind:
+            from gateway.commands.predict import arrays  # noqa: PLC0415
+
+            write = arrays.write_npy if kind == ".npy" else arrays.write_npz
+            write(partial.assembled, tensors, partial.rows, results)
+
+
+def _list_failed(path: Path, partial: Partial) -> None:
+    unfinished = partial.folder / "errors.csv.writing"
+    with unfinished.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "reason"])
+        first = 0
+        for batch in partial.batches():
+            reasons = batch.column(REASON)
+            for at in reasons.is_valid().to_numpy(zero_copy_only=False).nonzero()[0].tolist():
+                writer.writerow([first + at, reasons[at].as_py()])
+            first += batch.num_rows
+    unfinished.replace(path)

@@ -1,0 +1,49 @@
+"""Parquet files in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gateway.commands.predict.source import Batch, Schema, from_row
+
+_BUFFER = 1 << 20  # bytes read ahead of each column, where a whole row group might not fit into memory
+
+
+class ParquetSource:
+    """Columns of a .parquet file; row groups may be as large as the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.shapes: Mapping[str, tuple[int, ...]] = {}
+        self.estimated = False
+        with self._open() as file:
+            self.schema = file.schema_arrow
+            self.rows: int = file.metadata.num_rows
+
+    def _open(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self._path, buffer_size=_BUFFER, pre_buffer=False)
+
+    def read(self, columns: Sequence[str], start: int, size: int) -> Iterator[Batch]:
+        """As `Source.read`; row groups before `start` are passed over unread."""
+        with self._open() as file:
+            first = 0
+            groups = file.metadata.num_row_groups
+            while first < groups and start >= (rows := file.metadata.row_group(first).num_rows):
+                start -= rows
+                first += 1
+            if first == groups:
+                return
+            wanted = range(first, groups)
+            batches = file.iter_batches(size, row_groups=list(wanted), columns=list(columns), use_threads=False)
+            yield from from_row(batches, start)
+
+
+def write_parquet(path: Path, schema: Schema, batches: Iterable[Batch]) -> None:
+    """A file with one row group for each batch. Nothing in it depends on when or where it is written."""
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in batches:
+            writer.write_table(pa.Table.from_batches([batch]), row_group_size=max(batch.num_rows, 1))

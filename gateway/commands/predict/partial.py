@@ -1,0 +1,155 @@
+"""What is done of a run, in a folder beside its output: OUTPUT.partial.
+
+The results are kept in segments of a fixed number of rows, each written to another name first, so that a segment that
+is there is complete, however the run ended. With them lies the run's own description, which `--resume` compares.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from gateway.commands.failure import CommandFailed
+from gateway.commands.predict.source import Batch
+
+_MANIFEST = "manifest.json"
+_ASSEMBLED = "assembled"
+_OURS = re.compile(rf"(\d{{6,}}\.arrow|{re.escape(_MANIFEST)}|{_ASSEMBLED}|errors\.csv)(\.writing)?")
+
+Manifest = Mapping[str, Any]
+
+
+class Partial:
+    """The folder of a run.
+
+    Attributes:
+        manifest: what the run is, and how it cuts its rows.
+        rows: that are done.
+        failed: how many of them failed.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.rows = 0
+        self.failed = 0
+        self._segments = 0
+
+    def __repr__(self) -> str:
+        return f"<Partial {self.folder} segments={self._segments} rows={self.rows} failed={self.failed}>"
+
+    @classmethod
+    def begin(cls, folder: Path, manifest: Manifest) -> Self:
+        """A new run's folder."""
+        folder.mkdir(parents=True)
+        _replace(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
+        return cls(folder, manifest)
+
+    @classmethod
+    def find(cls, folder: Path) -> Self | None:
+        """What an interrupted run has left, if there is something.
+
+        Raises:
+            CommandFailed: it cannot be read.
+        """
+        if not (folder / _MANIFEST).exists():
+            return None
+        try:
+            found = cls(folder, json.loads((folder / _MANIFEST).read_bytes()))
+            found._count()  # noqa: SLF001  # our own
+        except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+            raise CommandFailed(f"{folder}: {error}; --restart begins anew") from None
+        return found
+
+    def _count(self) -> None:
+        while (segment := self._segment(self._segments)).exists():
+            with pa.memory_map(str(segment)) as file, pa.ipc.open_file(file) as reader:
+                said = reader.schema.metadata
+                self.rows += int(said[b"rows"])
+                self.failed += int(said[b"failed"])
+            self._segments += 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last segment is shorter than it could be, so that nothing can follow it."""
+        return self.rows < self._segments * int(self.manifest["segment_rows"])
+
+    @property
+    def assembled(self) -> Path:
+        """Where the output is put together."""
+        return self.folder / _ASSEMBLED
+
+    def add(self, blocks: list[Batch], failed: int) -> None:
+        """Keep a segment."""
+        rows = sum(block.num_rows for block in blocks)
+        schema = blocks[0].schema.with_metadata({"rows": str(rows), "failed": str(failed)})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, schema) as writer:
+            for block in blocks:
+                writer.write_batch(block.replace_schema_metadata(schema.metadata))
+        _replace(self._segment(self._segments), sink.getvalue())
+        self._segments += 1
+        self.rows += rows
+        self.failed += failed
+
+    def batches(self) -> Iterator[Batch]:
+        """The results so far, a segment at a time."""
+        for number in range(self._segments):
+            with pa.OSFile(str(self._segment(number))) as file, pa.ipc.open_file(file) as reader:
+                yield pa.concat_batches([reader.get_batch(index) for index in range(reader.num_record_batches)])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out; a killed one leaves no lock behind.
+
+        Raises:
+            CommandFailed: another run is at it.
+        """
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise CommandFailed(f"{self.folder}: another run is writing it") from None
+        finally:
+            os.close(handle)
+
+    def remove(self) -> None:
+        """Take the folder away, but for files that others have put there."""
+        (self.folder / _MANIFEST).unlink(missing_ok=True)  # the first: from now on there is nothing to go on with
+        for file in list(self.folder.iterdir()):
+            if _OURS.fullmatch(file.name):
+                file.unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _segment(self, number: int) -> Path:
+        return self.folder / f"{number:06}.arrow"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that under its name there is all of it or nothing, also after a power cut."""
+    unfinished = path.with_name(f"{path.name}.writing")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put names on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
