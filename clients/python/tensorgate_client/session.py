@@ -111,7 +111,9 @@ class Session:
             message = f"{self.address}: {message}"
         elif code is StatusCode.DEADLINE_EXCEEDED and deadline and message == _GAVE_UP_WAITING:
             message = f"no answer from {self.address} within {deadline.ms:g} ms"
-        return InferenceError(code, message)
+        error = InferenceError(code, message)
+        error.__suppress_context__ = True  # what gRPC raised says the same at greater length
+        return error
 
 
 class Client:
@@ -137,8 +139,8 @@ class Client:
                 else encrypts the connection, as a service mesh does.
             deadline_ms: milliseconds that a call may take if it is not told otherwise; by default there is no limit.
                 It does not apply to streams, loading and unloading.
-            retry: repeat what finds the server unavailable, up to four times within some 1.5 s. False for models that
-                keep state between requests, and for measuring.
+            retry: repeat what fails with UNAVAILABLE, up to four times within some 1.5 s. False for models
+                that keep state between requests, and for measuring.
 
         Raises:
             ValueError: the token would cross the network unencrypted.
