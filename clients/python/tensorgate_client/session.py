@@ -111,9 +111,7 @@ class Session:
             message = f"{self.address}: {message}"
         elif code is StatusCode.DEADLINE_EXCEEDED and deadline and message == _GAVE_UP_WAITING:
             message = f"no answer from {self.address} within {deadline.ms:g} ms"
-        error = InferenceError(code, message)
-        error.__suppress_context__ = True  # what gRPC raised says the same at greater length
-        return error
+        return InferenceError(code, message)
 
 
 class Client:
