@@ -155,12 +155,16 @@ def encode_infer_request(
     """A request for `model` with raw contents; no `outputs` means all of them.
 
     Raises:
-        TensorError: an array's dtype has no datatype in the protocol.
+        TensorError: an array's dtype has no datatype in the protocol, or an object array holds other than `bytes` or
+            `str`.
     """
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=request_id)
     for name, array in inputs.items():
-        request.inputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
-        request.raw_input_contents.append(bytes(to_raw(array)))
+        try:
+            request.inputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
+            request.raw_input_contents.append(bytes(to_raw(array)))
+        except TensorError as error:
+            raise TensorError(f"input '{name}' of model '{model}': {error}") from None
     for name in outputs:
         request.outputs.add(name=name)
     return request

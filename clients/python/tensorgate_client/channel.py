@@ -1,0 +1,104 @@
+"""How the client connects: encryption, channel options, retries."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tensorgate_client.wire import inference_pb2 as pb
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+# What asks and changes nothing. Probes are absent, since they ask how things are now; loading and unloading, since
+# repeating them may undo what somebody else did meanwhile; streams, since gRPC cannot repeat what they have sent.
+_RETRIED = ("ModelInfer", "ModelMetadata", "ModelStatistics", "RepositoryIndex")
+
+# Only UNAVAILABLE: another replica, or the same one in a moment, can answer. RESOURCE_EXHAUSTED says that the server
+# has too much to do, and more requests make it worse, or that a message is too large, and it stays so.
+# 0.1 + 0.2 + 0.4 + 0.8 s: after a refused connection gRPC waits 1 s for the next, so the last attempts can succeed.
+_RETRY_POLICY = {
+    "maxAttempts": 5,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+# Retries stop after some 100 failures in a row, and come back with successes: they add at most a tenth of the load.
+_RETRY_THROTTLING = {"maxTokens": 200, "tokenRatio": 0.1}
+
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", -1),  # tensors are large; what is too large is the server's to say
+    ("grpc.max_receive_message_length", -1),
+    # Load balancers forget a silent connection, Azure's after 240 s, AWS's network balancer after 350 s, and what is
+    # sent on it later is lost. So one without calls is closed before that; the next call opens another. Pings would
+    # keep it open, but a server with gRPC's defaults answers pings without calls with GOAWAY (ENHANCE_YOUR_CALM).
+    ("grpc.client_idle_timeout_ms", 110_000),  # gRPC looks at such intervals: it closes after 110 to 220 s
+    # One with a silent call on it, such as a long load, is pinged as often as such a server allows: every 300 s.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """Encryption; the fields name PEM files.
+
+    Attributes:
+        root_certificates: who vouches for the server; by default the authorities that gRPC ships.
+        certificate_chain: who the client is, for servers that ask.
+        private_key: of that certificate.
+    """
+
+    root_certificates: str | os.PathLike[str] | None = None
+    certificate_chain: str | os.PathLike[str] | None = None
+    private_key: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate_chain is None) != (self.private_key is None):
+            raise ValueError("certificate_chain and private_key belong together: give both or neither")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What gRPC makes of the files.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        files = (self.root_certificates, self.private_key, self.certificate_chain)
+        return grpc.ssl_channel_credentials(*(None if file is None else Path(file).read_bytes() for file in files))
+
+
+def channel_options(*, retry: bool) -> list[tuple[str, Any]]:
+    """Options for a channel, sync or aio."""
+    if not retry:  # gRPC still repeats by itself what certainly reached no server
+        return _OPTIONS
+    names = [{"service": _SERVICE, "method": method} for method in _RETRIED]
+    config = {
+        "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
+        "retryThrottling": _RETRY_THROTTLING,
+    }
+    return [
+        *_OPTIONS,
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),  # by default a request of over 256 KiB is not retried
+    ]
+
+
+def is_local(address: str) -> bool:
+    """Whether what is sent to `address` stays on this machine, as far as the address says."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    host = host.removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:") or port
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name
+        return False
