@@ -54,6 +54,9 @@ def aio_server(max_message_bytes: int) -> grpc.aio.Server:
             # Above its own small limits grpc.aio answers bursts with a random CANCELLED.
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 200_000),
+            # Clients that keep connections alive through balancers are thrown off by default.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
 

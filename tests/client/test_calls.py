@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -251,3 +252,11 @@ def test_loading_may_be_refused(client):
         error = fault(call)
         assert error.code is StatusCode.FAILED_PRECONDITION
         assert "--model-control explicit" in error.message
+
+
+def test_a_traceback_is_short(client):
+    """What is printed of an error is ours alone, without gRPC's account of the same status."""
+    error = fault(lambda: client.infer("digit", {"pixels": PIXELS}))
+    text = "".join(traceback.format_exception(error))
+    assert "debug_error_string" not in text
+    assert text.endswith("NOT_FOUND: Request for unknown model: 'digit' is not found\n")

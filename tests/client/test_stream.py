@@ -138,19 +138,29 @@ def test_no_more_than_the_window_is_under_way(client, fake, ordered):
 
 def test_a_caller_who_stops_reading_stops_the_sending(client, fake):
     """Batches are not taken while nobody reads the results of earlier ones."""
-    taken = []
+    taken, busy = [], client.busy()
     results = client.stream("double", (taken.append(n) or batch(n) for n in range(100)), window=4)
     assert answer(next(results)) == (0, 0)
     eventually(lambda: len(fake.requests) == 5)
     assert answer(next(results)) == (1, 2)
     eventually(lambda: len(fake.requests) == 6)
-    assert len(taken) == 6
     results.close()
+    eventually(lambda: client.busy() == busy)
+    assert len(taken) == 6
 
 
 def test_leaving_early_cancels_the_stream(client, fake):
     """After `break` the server sees the call cancelled, and neither thread nor task is left."""
     busy = client.busy()
+
+    def stream(requests, context):
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        for request in requests:
+            yield doubled(request)
+            assert request.id != "5" or gone.wait(60)
+
+    fake.streaming = stream
     for result in client.stream("double", batches(10**9)):
         if result.index == 3:
             break
@@ -166,6 +176,7 @@ def test_a_failure_of_the_callers_own(client, fake):
 
     def failing():
         yield batch(0)
+        eventually(lambda: fake.requests)
         raise LookupError("no such file")
 
     with pytest.raises(LookupError, match="no such file"):

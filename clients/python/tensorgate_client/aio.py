@@ -98,7 +98,7 @@ class InferenceClient(Client):
             self._channel = grpc.aio.insecure_channel(session.address, options)
         self._stub = GRPCInferenceServiceStub(self._channel)
         # When a server ends a stream that is being written to, grpc.aio often loses its status and reports INTERNAL
-        # (grpc issue 36066). So streams are calls of the other API, on a thread; both share one connection.
+        # (grpc issue 36066). So streams are calls of the other API, read by a thread, on a connection of their own.
         self._stream_channel = blocking_channel(session, retry=retry)
         self._stream_stub = GRPCInferenceServiceStub(self._stream_channel)
 
@@ -171,9 +171,11 @@ class _Stream:
 
     def _read(self, call: Any) -> None:
         pass_on = self._client._loop.call_soon_threadsafe
-        for arrival in answers(call, self._client._session, self._books.deadline):
-            pass_on(self._arrivals.put_nowait, arrival)
-        pass_on(self._silent.set)
+        try:
+            for arrival in answers(call, self._client._session, self._books.deadline):
+                pass_on(self._arrivals.put_nowait, arrival)
+        finally:
+            pass_on(self._silent.set)
 
 
 def _asynchronous(batches: AsyncIterable[Inputs] | Iterable[Inputs]) -> AsyncIterator[Inputs]:

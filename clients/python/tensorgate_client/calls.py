@@ -112,7 +112,11 @@ def index(
 
 
 def load(  # noqa: D417  # the client fills in `session`
-    session: Session, model: str, config: Mapping[str, Any] | None = None, *, deadline_ms: float | None = None
+    session: Session,  # noqa: ARG001  # as all calls have
+    model: str,
+    config: Mapping[str, Any] | None = None,
+    *,
+    deadline_ms: float | None = None,
 ) -> Steps[None]:
     """Load a model, or reload it; returns when it is ready.
 
@@ -128,17 +132,20 @@ def load(  # noqa: D417  # the client fills in `session`
     if config is not None:
         request.parameters["config"].string_param = json.dumps(config)
     yield Rpc("RepositoryModelLoad", request, Deadline.after(deadline_ms))
-    _forget(session, model)
 
 
-def unload(session: Session, model: str, *, deadline_ms: float | None = None) -> Steps[None]:
+def unload(
+    session: Session,  # noqa: ARG001  # as all calls have
+    model: str,
+    *,
+    deadline_ms: float | None = None,
+) -> Steps[None]:
     """Stop serving a model; requests that it has are still answered.
 
     Raises:
         InferenceError: FAILED_PRECONDITION, the server does not let it be unloaded; NOT_FOUND, there is no such model.
     """
     yield Rpc("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=model), Deadline.after(deadline_ms))
-    _forget(session, model)
 
 
 def is_live(session: Session, *, deadline_ms: float | None = None) -> Steps[bool]:
@@ -231,8 +238,3 @@ def _probed(session: Session, rpc: str, request: Message, deadline_ms: float | N
         if error.code in _NO_ANSWER or error.code is StatusCode.NOT_FOUND:
             return None
         raise
-
-
-def _forget(session: Session, model: str) -> None:
-    for key in [key for key in session.signatures if key[0] == model]:
-        session.signatures.pop(key, None)

@@ -76,8 +76,8 @@ class TLS:
 
 def channel_options(*, retry: bool) -> list[tuple[str, Any]]:
     """Options for a channel, sync or aio."""
-    if not retry:
-        return [*_OPTIONS, ("grpc.enable_retries", 0)]
+    if not retry:  # gRPC still repeats by itself what certainly reached no server
+        return _OPTIONS
     names = [{"service": _SERVICE, "method": method} for method in _RETRIED]
     config = {
         "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],

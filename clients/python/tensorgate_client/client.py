@@ -69,8 +69,9 @@ class InferenceClient(Client):
 
         Args:
             model: its name; each request must have one answer.
-            batches: inputs as `infer` takes them. They are taken as there is room for them, in another thread; what
-                this raises reaches the caller and ends the stream.
+            batches: inputs as `infer` takes them. They are taken as there is room for them, in another thread, which
+                ends when this next returns if the caller left early. What this raises ends the stream and reaches the
+                caller.
             window: most batches that are taken and not yet handed back as results.
             ordered: results in the order of the batches. False gives them as they are ready, where the server can.
             version: of the model, a decimal number as text; empty lets the server choose.

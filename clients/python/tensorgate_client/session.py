@@ -137,8 +137,8 @@ class Client:
                 else encrypts the connection, as a service mesh does.
             deadline_ms: milliseconds that a call may take if it is not told otherwise; by default there is no limit.
                 It does not apply to streams, loading and unloading.
-            retry: repeat what finds the server unavailable, up to four times within some 1.5 s. False for models that
-                keep state between requests, and for measuring.
+            retry: repeat what fails with UNAVAILABLE, up to four times within some 1.5 s. False for models
+                that keep state between requests, and for measuring.
 
         Raises:
             ValueError: the token would cross the network unencrypted.
