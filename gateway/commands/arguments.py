@@ -77,20 +77,20 @@ def add_bench(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=_positive, default=16, metavar="N", help="elements where a shape is open (default: 16)"
     )
-    parser.add_argument(
+    load = parser.add_mutually_exclusive_group()
+    load.add_argument(
         "--concurrency",
         type=_list_of(_positive),
-        default=(1, 2, 4, 8, 16),
         metavar="N,N,...",
         help="requests in flight, one line of the table for each (default: 1,2,4,8,16)",
     )
-    parser.add_argument("--stream", action="store_true", help="over one stream (default: a call for each request)")
-    parser.add_argument(
+    load.add_argument(
         "--rate",
         type=_list_of(_rate),
         metavar="R,R,...",
         help="open loop: this many requests a second, arriving at random, however slow the answers are",
     )
+    parser.add_argument("--stream", action="store_true", help="over one stream (default: a call for each request)")
     parser.add_argument("--seconds", type=_rate, default=5.0, metavar="S", help="for each line (default: 5)")
     parser.add_argument("--warmup", type=_rate, default=1.0, metavar="S", help="before each line (default: 1)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw latency over throughput: .png, .svg or .pdf")

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from gateway.commands.predict.model import Tensor
+from gateway.commands.model import Tensor
 from gateway.commands.predict.source import Batch
 
 ARRAY = "array"

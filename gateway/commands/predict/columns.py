@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from gateway.commands.failure import CommandFailed
-from gateway.commands.predict.model import Model, Tensor
+from gateway.commands.model import Model, Tensor
 from gateway.commands.predict.source import Schema, Source
 
 _SHOWN = 8  # names of columns in a message

@@ -16,7 +16,7 @@ from gateway.commands.connection import ServerClient, connected
 from gateway.commands.failure import FAILED, UNFINISHED, CommandFailed
 from gateway.commands.predict import output
 from gateway.commands.predict.columns import Feed, described, feeds
-from gateway.commands.predict.model import Model, Tensor, read_model
+from gateway.commands.model import Model, Tensor, read_model
 from gateway.commands.predict.partial import Manifest, Partial
 from gateway.commands.predict.progress import Progress
 from gateway.commands.predict.results import REASON, result_schema

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gateway.commands.failure import CommandFailed
-from gateway.commands.predict.model import Tensor
+from gateway.commands.model import Tensor
 from gateway.commands.predict.partial import Partial, sync_folder
 from gateway.commands.predict.results import REASON
 from gateway.commands.predict.source import Batch, Schema

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.commands.connection import ServerClient
-from gateway.commands.predict.model import Model, Tensor
+from gateway.commands.model import Model, Tensor
 from gateway.commands.predict.results import BlockResults
 from gateway.commands.predict.rows import Block
 from gateway.commands.predict.source import Schema
