@@ -1,1 +1,1 @@
-"""The sub-commands that call a server: `models`, `bench` and `predict`. They know the client and nothing of the server."""
+"""The sub-commands that call a server: `predict`, `models` and `bench`. They know the client, nothing of the server."""

@@ -27,7 +27,7 @@ def run(flags: Namespace) -> int:
         CommandFailed: the server cannot be reached, or refused.
     """
     ask = _asked(flags)
-    with connected(flags, deadline_ms=_PATIENCE_MS) as client:
+    with connected(flags, deadline_ms=_PATIENCE_MS, retry=False) as client:
         data, text = ask(client)
     print(json.dumps(data, indent=2) if flags.json else text)
     return 0
@@ -46,8 +46,8 @@ def _asked(flags: Namespace) -> Callable[[ServerClient], Answer]:
                 return lambda client: _statistics(client.statistics(name))
             return (lambda client: _one(client, name)) if name else (lambda client: _all(client.index()))
     raise CommandFailed(
-        "expected `models`, `models MODEL` (both also with --statistics), `models load MODEL` (also with --config FILE) "
-        "or `models unload MODEL`"
+        "expected `models` or `models MODEL`, both also with --statistics; `models load MODEL`, also with --config "
+        "FILE; or `models unload MODEL`"
     )
 
 
@@ -115,7 +115,8 @@ def _statistics(statistics: Sequence[pb.ModelStatistics]) -> Answer:
     data = [_counted(entry) for entry in statistics]
     if not data:
         return data, "no model is loaded"
-    heads = ["model", "version", "requests", "failed", "rows", "runs", "rows/run", "queue ms", "run ms", "hits", "misses"]
+    heads = ["model", "version", "requests", "failed", "rows", "runs", "rows/run", "queue ms", "run ms"]
+    heads += ["hits", "misses"]  # of the response cache
     return data, table(heads, [[_cell(value) for value in row.values()] for row in data], left=1)
 
 

@@ -30,7 +30,7 @@ def run(flags: Namespace) -> int:
         report.check_plot(flags.plot)
     if flags.input and importlib.util.find_spec("pyarrow") is None:
         raise CommandFailed("--input needs pyarrow: pip install 'tensorgate[predict]'")
-    with connected(flags) as client:
+    with connected(flags, retry=False) as client:
         model = read_model(client, flags.model, flags.version)
         requests = make_requests(model, flags)
         client.infer(model.name, requests[0], version=model.version)  # what it refuses now it would refuse always

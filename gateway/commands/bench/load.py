@@ -115,7 +115,7 @@ class _Sender:
     async def _due(self, rate: float) -> AsyncIterator[float]:
         """When requests are due, each at its time: a Poisson process, since callers do not wait for each other."""
         due = perf_counter()
-        while (due := due + random.expovariate(rate)) < self._measured.until:  # noqa: S311  # no secret
+        while (due := due + random.expovariate(rate)) < self._measured.until:
             await asyncio.sleep(max(due - perf_counter(), 0))
             yield due
 

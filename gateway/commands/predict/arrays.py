@@ -93,7 +93,7 @@ class ArraySource:
 
 
 def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], *, fortran: bool) -> None:
-    if dtype.kind not in "biufSU" or dtype.itemsize > 8 and dtype.kind == "f":
+    if dtype.kind not in "biufSU" or (dtype.itemsize > 8 and dtype.kind == "f"):
         raise ValueError(f"array '{name}' has dtype {dtype}: expected numbers or text")
     if not shape or not math.prod(shape[1:]):
         raise ValueError(f"array '{name}' has shape {list(shape)}: expected rows of values")

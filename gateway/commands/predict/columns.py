@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from gateway.commands.failure import CommandFailed
 from gateway.commands.model import Model, Tensor
-from gateway.commands.predict.source import Schema, Source
+from gateway.commands.predict.source import Source
 
 _SHOWN = 8  # names of columns in a message
 
@@ -65,7 +65,7 @@ def feeds(model: Model, source: Source, maps: Sequence[str], keep: Sequence[str]
             chosen[tensor.name] = columns
         elif not tensor.optional:
             raise CommandFailed(
-                f"no column for input {tensor} of model '{model.name}': {file}; say --map {tensor.name}=COLUMNS"
+                f"no column for input {tensor} of model '{model.name}': {file}: say --map {tensor.name}=COLUMNS"
             )
     return tuple(_feed(model, tensor, file, chosen[tensor.name]) for tensor in model.inputs if tensor.name in chosen)
 
@@ -96,18 +96,15 @@ def _matching(pattern: str, file: _File) -> list[str]:
 def _by_name(tensor: Tensor, file: _File) -> tuple[str, ...]:
     if tensor.name in file.types:
         return (tensor.name,)
-    numbered = []
+    numbered: list[str] = []
     while (name := f"{tensor.name}_{len(numbered)}") in file.types:
         numbered.append(name)
     return tuple(numbered)
 
 
 def _everything(model: Model, tensor: Tensor, file: _File) -> tuple[str, ...]:
-    """All columns, if there is but one input and they are what it takes."""
-    if len(model.inputs) > 1 or not file.free or any(_fault(tensor, file.types[name]) for name in file.free):
-        return ()
-    width = file.width(file.free)
-    if tensor.width is not None and width not in (tensor.width, None):
+    """All columns, if there is but one input and it can take them; too many or too few are told later."""
+    if len(model.inputs) > 1 or any(_fault(tensor, file.types[name]) for name in file.free):
         return ()
     return tuple(file.free)
 
@@ -121,13 +118,14 @@ def _feed(model: Model, tensor: Tensor, file: _File, columns: tuple[str, ...]) -
         dims = shape
     if dims.count(-1) > 1:
         raise CommandFailed(
-            f"input {tensor} of model '{model.name}' leaves several sizes open: use an .npz file, whose arrays have shapes"
+            f"input {tensor} of model '{model.name}' leaves several sizes open: use .npz, whose arrays have shapes"
         )
     width, step = file.width(columns), math.prod(size for size in dims if size > 0)
     if width is not None and (width % step if -1 in dims else width != step):
         raise CommandFailed(
             f"input {tensor} of model '{model.name}' takes {step} values a row, {_listed(columns)} "
-            f"{'has' if len(columns) == 1 else 'have'} {width}; say --map {tensor.name}=COLUMNS"
+            f"{'has' if len(columns) == 1 else 'have'} {width}: say --map {tensor.name}=COLUMNS, or --keep those that "
+            "are not for the model"
         )
     return Feed(tensor, columns, dims)
 
@@ -163,6 +161,16 @@ def _width(kind: Any) -> int | None:
         return 1
     inner = _width(kind.value_type)
     return kind.list_size * inner if pa.types.is_fixed_size_list(kind) and inner is not None else None
+
+
+def row_bytes(kind: Any) -> int:
+    """About so much memory a row of a column takes."""
+    if is_list(kind):
+        return (kind.list_size if pa.types.is_fixed_size_list(kind) else 1024) * row_bytes(kind.value_type)
+    try:
+        return max(int(kind.bit_width) // 8, 1)
+    except ValueError:  # text, and other types without a fixed size
+        return 64
 
 
 def _listed(names: Sequence[str]) -> str:

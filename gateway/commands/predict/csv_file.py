@@ -50,10 +50,22 @@ def _lines(path: Path) -> int:
 def write_csv(path: Path, schema: Schema, batches: Iterable[Batch]) -> None:
     """A file with a column for each element of a vector: logits_0, logits_1, ..."""
     flat = pa.schema([field for wide in schema for field in _fields(wide)])
+    alone = len(flat) == 1
+    if alone and not pa.types.is_floating(flat[0].type):
+        flat = pa.schema([(flat[0].name, pa.string())])
     with pa_csv.CSVWriter(path, flat) as writer:
         for batch in batches:
             columns = [column for index in range(batch.num_columns) for column in _elements(batch.column(index))]
+            if alone:
+                columns = [_visible(columns[0])]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=flat))
+
+
+def _visible(column: pa.Array) -> pa.Array:
+    """An only column with something to see where a row failed, since readers pass over empty lines."""
+    return (
+        column.fill_null(float("nan")) if pa.types.is_floating(column.type) else column.cast(pa.string()).fill_null("")
+    )
 
 
 def _fields(field: pa.Field) -> list[pa.Field]:

@@ -12,17 +12,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from gateway.commands.connection import ServerClient, connected
+from gateway.commands.connection import ServerClient, connected, failed
 from gateway.commands.failure import FAILED, UNFINISHED, CommandFailed
-from gateway.commands.predict import output
-from gateway.commands.predict.columns import Feed, described, feeds
 from gateway.commands.model import Model, Tensor, read_model
-from gateway.commands.predict.partial import Manifest, Partial
+from gateway.commands.predict import output
+from gateway.commands.predict.columns import Feed, described, feeds, row_bytes
+from gateway.commands.predict.partial import Manifest, Partial, clear, locked
 from gateway.commands.predict.progress import Progress
 from gateway.commands.predict.results import REASON, result_schema
 from gateway.commands.predict.rows import Block, block
 from gateway.commands.predict.source import Schema, Source, blocks, open_source
 from gateway.commands.predict.stream import Predictor
+from tensorgate_client import InferenceError
 
 _BLOCK_ROWS = 4096
 _BLOCK_BYTES = 4 << 20
@@ -44,10 +45,12 @@ class Plan:
 
     def manifest(self) -> dict[str, Any]:
         """What has to be the same for a run to go on; and how it cuts its rows, which need not be."""
-        input_row = sum(feed.tensor.row_bytes for feed in self.feeds)
-        block_rows = self.batch_size * max(min(_BLOCK_ROWS, _BLOCK_BYTES // input_row) // self.batch_size, 1)
-        output_row = sum(tensor.row_bytes for tensor in self.outputs)
-        segment_rows = block_rows * max(min(_SEGMENT_ROWS, _SEGMENT_BYTES // output_row) // block_rows, 1)
+        kept_row = sum(row_bytes(self.source.schema.field(name).type) for name in self.flags.keep)
+        input_row = kept_row + sum(feed.tensor.row_bytes for feed in self.feeds)
+        output_row = kept_row + sum(tensor.row_bytes for tensor in self.outputs)
+        most = min(_SEGMENT_ROWS, _SEGMENT_BYTES // output_row)
+        block_rows = _multiple(self.batch_size, min(most, _BLOCK_ROWS, _BLOCK_BYTES // input_row))
+        segment_rows = _multiple(block_rows, most)
         stat = self.flags.input.stat()
         return {
             "input": str(self.flags.input.resolve()),
@@ -64,7 +67,12 @@ class Plan:
         }
 
 
-_FREE = ("batch_size", "block_rows", "segment_rows")
+def _multiple(unit: int, most: int) -> int:
+    return unit * max(most // unit, 1)
+
+
+_FREE = ("input", "batch_size", "block_rows", "segment_rows")
+"""What may differ in a run that goes on; a file that was moved is still the same."""
 
 
 def run(flags: Namespace) -> int:
@@ -73,35 +81,43 @@ def run(flags: Namespace) -> int:
     Raises:
         CommandFailed: it cannot be done, or not to the end.
     """
-    folder = flags.output.with_name(f"{flags.output.name}.partial")
     source = open_source(flags.input)
-    former = _former(flags, folder)
-    try:
-        with connected(flags) as client:
-            plan = _plan(client, flags, source, former)
-            partial = _partial(plan, folder, former)
-            with partial.locked():
-                return _run(client, plan, partial)
-    except (CommandFailed, KeyboardInterrupt) as error:
-        done = Partial.find(folder)
-        interrupted = isinstance(error, KeyboardInterrupt)
-        if done is None or not (interrupted or (isinstance(error, CommandFailed) and error.code == UNFINISHED)):
-            raise
-        why = "interrupted" if interrupted else str(error)
-        hint = f"{done.rows:,} rows are kept in {folder}; the same command with --resume goes on from there"
-        raise CommandFailed(f"{why}\n{hint}", 130 if interrupted else UNFINISHED) from None
+    output.check_path(flags.output, flags.keep)
+    if flags.output.exists() and not flags.force:
+        raise CommandFailed(f"--output: {flags.output} exists; --force replaces it")
+    with locked(flags.output.with_name(f"{flags.output.name}.partial")) as folder:
+        former = _former(flags, folder)
+        try:
+            with connected(flags) as client:
+                plan = _plan(client, flags, source, former)
+                partial = former or Partial.begin(folder, plan.manifest())
+                code = _run(client, plan, partial)
+        except CommandFailed as error:
+            raise CommandFailed(f"{error}{_kept(folder)}", error.code) from None
+        except KeyboardInterrupt:
+            raise CommandFailed(f"interrupted{_kept(folder)}", 130) from None
+    return code
 
 
 def _former(flags: Namespace, folder: Path) -> Partial | None:
-    """What an interrupted run has left, where the flags say what to do with it."""
-    former = Partial.find(folder) if not flags.restart else None
+    """What an interrupted run has left, where the flags say to go on with it."""
+    if flags.restart:
+        clear(folder)
+    former = Partial.find(folder)
     if former and not flags.resume:
         raise CommandFailed(
             f"an interrupted run has left {former.rows:,} rows in {folder}: --resume goes on, --restart begins anew"
         )
-    if flags.output.exists() and not flags.force:
-        raise CommandFailed(f"--output: {flags.output} exists; --force replaces it")
     return former
+
+
+def _kept(folder: Path) -> str:
+    """What a run that ends early says of its rows; without any it leaves nothing."""
+    found = Partial.find(folder)
+    if found is None or not found.rows:
+        clear(folder)
+        return ""
+    return f"\n{found.rows:,} rows are kept in {folder}: the same command with --resume goes on from there"
 
 
 def _plan(client: ServerClient, flags: Namespace, source: Source, former: Partial | None) -> Plan:
@@ -109,7 +125,7 @@ def _plan(client: ServerClient, flags: Namespace, source: Source, former: Partia
     model = read_model(client, flags.model, version)
     chosen = feeds(model, source, flags.map, flags.keep)
     outputs = model.select(flags.select)
-    output.check(flags.output, outputs, flags.keep)
+    output.check(flags.output, outputs)
     kept = pa.schema([source.schema.field(name) for name in flags.keep])
     schema = result_schema(outputs, kept, binary=flags.binary)
     batch_size = flags.batch_size or (int(former.manifest["batch_size"]) if former else model.max_rows)
@@ -117,44 +133,44 @@ def _plan(client: ServerClient, flags: Namespace, source: Source, former: Partia
         raise CommandFailed(f"--batch-size: model '{model.name}' takes up to {model.max_rows} rows, got {batch_size}")
     if batch_size > 1 and not model.batches:
         raise CommandFailed(f"--batch-size: model '{model.name}' does not batch: it takes one row a request")
-    return Plan(flags, model, source, chosen, outputs, schema, batch_size)
-
-
-def _partial(plan: Plan, folder: Path, former: Partial | None) -> Partial:
-    wanted = plan.manifest()
+    plan = Plan(flags, model, source, chosen, outputs, schema, batch_size)
     if former:
-        _compare(former.manifest, wanted, folder)
-        return former
-    if folder.exists():
-        Partial(folder, {}).remove()
-    return Partial.begin(folder, wanted)
+        _compare(former, plan.manifest())
+    return plan
 
 
-def _compare(former: Manifest, wanted: Manifest, folder: Path) -> None:
+def _compare(partial: Partial, wanted: Manifest) -> None:
+    former = partial.manifest
     differing = [key for key in wanted if key not in _FREE and former.get(key) != wanted[key]]
     if not differing:
         return
     if {"input_bytes", "input_changed_ns"} & set(differing):
-        what = f"{wanted['input']} has changed since"
+        same = former.get("input") == wanted["input"]
+        what = f"{wanted['input']} has changed since" if same else f"--input was {former.get('input')}"
     else:
-        what = "; ".join(f"{key} was {former.get(key)}, is now {wanted[key]}" for key in differing)
-    raise CommandFailed(f"--resume: this is not the run that left {folder}: {what}; --restart begins anew")
+        what = f"{differing[0]} was {former.get(differing[0])}, is now {wanted[differing[0]]}"
+    raise CommandFailed(f"--resume: this is not the run that left {partial.folder}: {what}; --restart begins anew")
 
 
 def _run(client: ServerClient, plan: Plan, partial: Partial) -> int:
     flags = plan.flags
     total, estimated = plan.source.rows, plan.source.estimated
     with Progress(total, partial.rows, partial.failed, estimated=estimated, quiet=flags.quiet) as progress:
-        if not partial.complete:
-            _fill(client, plan, partial, progress)
+        try:
+            if not partial.complete:
+                _fill(client, plan, partial, progress)
+        except InferenceError as error:
+            why = failed(error, flags.address, live=client.is_live(deadline_ms=2000))
+            raise CommandFailed(str(why), UNFINISHED) from None
     output.finish(flags.output, partial, plan.outputs, plan.schema)
-    partial.remove()
+    clear(partial.folder)
     if not flags.quiet:
         print(f"wrote {partial.rows:,} rows to {flags.output} ({progress.rate:,.0f} rows/s)", file=sys.stderr)
-    if partial.failed:
-        listed = output.reasons_of(flags.output)
-        raise CommandFailed(f"{partial.failed:,} of {partial.rows:,} rows failed: {listed} says why", FAILED)
-    return 0
+    if not partial.failed:
+        return 0
+    listed = output.reasons_of(flags.output)
+    print(f"tensorgate: {partial.failed:,} of {partial.rows:,} rows failed: {listed} says why", file=sys.stderr)
+    return FAILED
 
 
 def _fill(client: ServerClient, plan: Plan, partial: Partial, progress: Progress) -> None:

@@ -16,17 +16,28 @@ from gateway.commands.predict.source import Batch, Schema
 SUFFIXES = (".parquet", ".csv", ".npy", ".npz")
 
 
-def check(path: Path, tensors: Sequence[Tensor], keep: Sequence[str]) -> None:
-    """Whether a file of this kind can hold these results.
+def check_path(path: Path, keep: Sequence[str]) -> None:
+    """Whether there can be such a file, with copies of columns in it.
 
     Raises:
-        CommandFailed: it cannot.
+        CommandFailed: there cannot.
     """
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
         raise CommandFailed(f"--output: expected {', '.join(SUFFIXES)}, got '{kind}': {path}")
     if not path.parent.is_dir():
         raise CommandFailed(f"--output: no such folder: {path.parent}")
+    if keep and kind in (".npy", ".npz"):
+        raise CommandFailed(f"--keep: {kind} holds outputs only: use .parquet or .csv")
+
+
+def check(path: Path, tensors: Sequence[Tensor]) -> None:
+    """Whether a file of this kind can hold these outputs.
+
+    Raises:
+        CommandFailed: it cannot.
+    """
+    kind = path.suffix.lower()
     if kind == ".parquet":
         return
     for tensor in tensors:
@@ -37,8 +48,6 @@ def check(path: Path, tensors: Sequence[Tensor], keep: Sequence[str]) -> None:
     if kind == ".npy" and len(tensors) > 1:
         names = ", ".join(tensor.name for tensor in tensors)
         raise CommandFailed(f"--output: .npy holds one output, the model has {names}: --select one, or use .npz")
-    if kind != ".csv" and keep:
-        raise CommandFailed(f"--keep: {kind} holds outputs only: use .parquet or .csv")
 
 
 def reasons_of(path: Path) -> Path:

@@ -49,7 +49,7 @@ class Partial:
     @classmethod
     def begin(cls, folder: Path, manifest: Manifest) -> Self:
         """A new run's folder."""
-        folder.mkdir(parents=True)
+        clear(folder)
         _replace(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
         return cls(folder, manifest)
 
@@ -64,7 +64,7 @@ class Partial:
             return None
         try:
             found = cls(folder, json.loads((folder / _MANIFEST).read_bytes()))
-            found._count()  # noqa: SLF001  # our own
+            found._count()  # our own
         except (ValueError, KeyError, OSError, pa.ArrowException) as error:
             raise CommandFailed(f"{folder}: {error}; --restart begins anew") from None
         return found
@@ -106,33 +106,48 @@ class Partial:
             with pa.OSFile(str(self._segment(number))) as file, pa.ipc.open_file(file) as reader:
                 yield pa.concat_batches([reader.get_batch(index) for index in range(reader.num_record_batches)])
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs out; a killed one leaves no lock behind.
-
-        Raises:
-            CommandFailed: another run is at it.
-        """
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise CommandFailed(f"{self.folder}: another run is writing it") from None
-        finally:
-            os.close(handle)
-
-    def remove(self) -> None:
-        """Take the folder away, but for files that others have put there."""
-        (self.folder / _MANIFEST).unlink(missing_ok=True)  # the first: from now on there is nothing to go on with
-        for file in list(self.folder.iterdir()):
-            if _OURS.fullmatch(file.name):
-                file.unlink()
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
     def _segment(self, number: int) -> Path:
         return self.folder / f"{number:06}.arrow"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """The folder, there and ours alone; a killed run leaves no lock behind. If nothing is put there it goes again.
+
+    Raises:
+        CommandFailed: another run is at it.
+    """
+    handle = _lock(folder)
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    while True:
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.stat().st_ino == os.fstat(handle).st_ino:
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise CommandFailed(f"{folder}: another run is writing it") from None
+        except FileNotFoundError:  # the run whose folder it was has ended meanwhile
+            pass
+        os.close(handle)
+
+
+def clear(folder: Path) -> None:
+    """Remove what runs have left, but not what others have put there."""
+    (folder / _MANIFEST).unlink(missing_ok=True)  # the first: from now on there is nothing to go on with
+    for file in list(folder.iterdir()):
+        if _OURS.fullmatch(file.name):
+            file.unlink()
 
 
 def _replace(path: Path, content: bytes) -> None:

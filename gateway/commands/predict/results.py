@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gateway.commands.failure import CommandFailed
-from gateway.commands.predict.columns import is_list
 from gateway.commands.model import Tensor
+from gateway.commands.predict.columns import is_list
 from gateway.commands.predict.rows import Block, Faults
 from gateway.commands.predict.source import Batch, Schema
 from tensorgate_client.tensors import shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class Predictor:
     def __repr__(self) -> str:
         return f"<Predictor {self._model.name} version={self._model.version} sent={len(self._sent)}>"
 
-    def results(self, blocks: Iterable[Block]) -> Iterator[BlockResults]:
+    def results(self, blocks: Iterable[Block]) -> Generator[BlockResults, None, None]:
         """The results of each block in order.
 
         Raises:
@@ -76,9 +76,15 @@ class Predictor:
             CommandFailed: the file turns out to be broken.
         """
         names = [output.name for output in self._outputs]
-        asked = {"version": self._model.version, "outputs": names, "window": self._window}
         current: BlockResults | None = None
-        for answer in self._client.stream(self._model.name, self._requests(blocks), **asked):
+        answers = self._client.stream(
+            self._model.name,
+            self._requests(blocks),
+            window=self._window,
+            version=self._model.version,
+            outputs=names,
+        )
+        for answer in answers:
             while (sent := self._sent.popleft()).rows is None:
                 yield current or self._begin(sent.block)
                 current = None
@@ -106,9 +112,7 @@ class Predictor:
         halves = [rows] if len(rows) == 1 else np.array_split(rows, 2)
         for half in halves:
             try:
-                asked = {"version": self._model.version, "outputs": names}
-                inputs = block.inputs(half)
-                outputs = _patiently(lambda: self._client.infer(self._model.name, inputs, **asked))  # noqa: B023
+                outputs = self._patiently(block.inputs(half), names)
             except InferenceError as error:
                 if error.code.name not in _THE_ROWS:
                     raise
@@ -119,15 +123,14 @@ class Predictor:
             else:
                 results.add(half, outputs)
 
-
-def _patiently(call: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Ask again while the server has too much to do."""
-    wait, until = 0.1, time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return call()
-        except InferenceError as error:
-            if error.code.name not in _BUSY or time.monotonic() + wait > until:
-                raise
-        time.sleep(wait)
-        wait = min(wait * 2, 5.0)
+    def _patiently(self, inputs: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any]:
+        """Ask, and ask again while the server has too much to do."""
+        wait, until = 0.1, time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return self._client.infer(self._model.name, inputs, version=self._model.version, outputs=names)
+            except InferenceError as error:
+                if error.code.name not in _BUSY or time.monotonic() + wait > until:
+                    raise
+            time.sleep(wait)
+            wait = min(wait * 2, 5.0)

@@ -1,0 +1,102 @@
+"""`tensorgate bench`: a table of what it measures, whatever the figures are."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from support.commands import refused, tensorgate, write
+
+_SHORT = ("--seconds", "0.3", "--warmup", "0.1")
+_ROW = re.compile(r"^ *([\d.]+)" + r" +([\d,.]+)" * 5 + r" +(\d+)$")
+
+
+@pytest.fixture
+def bench(gateway):
+    """Runs `tensorgate bench ...` for a moment."""
+    return lambda *arguments: tensorgate("bench", *arguments, *_SHORT, "--address", gateway.address)
+
+
+@pytest.mark.parametrize("way", [(), ("--stream",)])
+def test_closed_loop(bench, way):
+    """Each number of requests in flight has a line with rates and percentiles that fit together."""
+    answer = bench("classifier", "--concurrency", "1,3", "--rows", "2", *way)
+    assert answer.returncode == 0, answer.stderr
+    head, *lines, note = answer.stdout.splitlines()
+    assert head.split("  ")[0] == "in flight"
+    assert note.startswith(f"(2 rows a request, closed loop, {'one stream' if way else 'a call each'}, 0.3 s a line; ")
+    rows = [[float(cell.replace(",", "")) for cell in _ROW.match(line).groups()] for line in lines]
+    assert [row[0] for row in rows] == [1, 3]
+    for _, requests, rows_per_s, p50, p90, p99, errors in rows:
+        assert requests > 0
+        assert abs(rows_per_s - 2 * requests) <= 2
+        assert 0 < p50 <= p90 <= p99
+        assert errors == 0
+
+
+@pytest.mark.parametrize("way", [(), ("--stream",)])
+def test_open_loop(bench, way):
+    """Requests at a rate come at that rate, and how many are in flight is measured."""
+    answer = bench("classifier", "--rate", "50,100", "--json", *way)
+    assert answer.returncode == 0, answer.stderr
+    first, second = json.loads(answer.stdout)
+    assert (first["offered_per_s"], second["offered_per_s"]) == (50, 100)
+    assert first["in_flight"] > 0
+    assert first["errors"] == second["errors"] == 0
+
+
+@pytest.mark.parametrize("model", ["two", "shout", "tokens", "images", "whole"])
+def test_random_requests_fit_the_model(bench, model):
+    """Random requests suit models of any datatypes and shapes."""
+    answer = bench(model, "--concurrency", "1", "--size", "5")
+    assert answer.returncode == 0, answer.stderr
+    assert _ROW.match(answer.stdout.splitlines()[1])
+
+
+def test_rows_of_a_file(bench, tmp_path):
+    """A file's rows are sent; those that the model fails on are counted, with their reason below the table."""
+    rows = write(tmp_path / "in.csv", a=[1.0, 666.0], b=[0, 0])
+    answer = bench("moody", "--input", rows, "--map", "x=a", "--concurrency", "1")
+    assert answer.returncode == 1
+    assert int(_ROW.match(answer.stdout.splitlines()[1])[7]) > 0
+    assert "times INTERNAL: model 'moody': it failed on this request" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "Request for unknown model: 'nobody' is not found"),
+        (["classifier", "--rows", "300"], "expected 1 to 256 rows (max_batch_size), got 300"),
+        (["whole", "--rows", "2"], "--rows: model 'whole' does not batch"),
+        (["classifier", "--input", "none.csv"], "--input: no such file: none.csv"),
+        (["classifier", "--map", "x=a"], "--map needs --input"),
+        (["classifier", "--plot", "plot.gif"], "--plot: expected .png, .svg, .pdf, got '.gif': plot.gif"),
+    ],
+)
+def test_mistakes(gateway, arguments, message):
+    """What cannot be measured is said before anything is."""
+    assert message in refused("bench", *arguments, "--address", gateway.address)
+
+
+def test_numbers_that_are_none(bench):
+    """A flag with a wrong number is named."""
+    answer = bench("classifier", "--concurrency", "1,0")
+    assert answer.returncode == 2
+    assert answer.stderr.endswith("argument --concurrency: expected a whole number above 0, got '0'\n")
+
+
+def test_plot(bench, tmp_path):
+    """A plot is drawn where matplotlib is installed."""
+    pytest.importorskip("matplotlib")
+    answer = bench("classifier", "--concurrency", "1,2", "--plot", tmp_path / "plot.svg")
+    assert answer.returncode == 0, answer.stderr
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_input_needs_as_many_rows_as_a_request(gateway, tmp_path):
+    """A file that is too short for one request is refused."""
+    rows = write(tmp_path / "in.npy", x=np.zeros((1, 4), np.float32))
+    said = refused("bench", "classifier", "--input", rows, "--rows", "2", "--address", gateway.address)
+    assert "in.npy: no 2 rows to send" in said

@@ -1,0 +1,145 @@
+"""`tensorgate predict`, interrupted: no row is lost or computed twice, and the result is the same to the byte."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.commands import SEGMENT_ROWS, add_models, interrupted, peak_kib, segments, tensorgate, write
+from support.models import RepositoryBuilder
+from support.server import serving
+
+ROWS = 7 * SEGMENT_ROWS + 100
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows for seven segments of `moody` and a bit."""
+    x = np.arange(ROWS, dtype=np.float32) + 0.5
+    x[[17, 5000, ROWS - 1]] = 404
+    return write(tmp_path_factory.mktemp("source") / "in.parquet", x=x)
+
+
+@pytest.fixture
+def command(gateway, source, tmp_path):
+    """Arguments of `tensorgate predict` into a file of this name."""
+
+    def arguments(name: str, *options: str) -> list[str | Path]:
+        files = ("--input", source, "--output", tmp_path / name)
+        return ["predict", "moody", *files, "--address", gateway.address, *options]
+
+    return arguments
+
+
+@pytest.mark.parametrize(("suffix", "seed"), [(".parquet", 1), (".npy", 2)])
+def test_killed_anywhere_and_resumed(tmp_path, command, suffix, seed):
+    """Killed at random places and resumed each time, a run ends with the very bytes of one that was left alone."""
+    whole, pieced = tmp_path / f"whole{suffix}", tmp_path / f"pieced{suffix}"
+    assert tensorgate(*command(whole.name)).returncode == 1
+    places = sorted(random.Random(seed).sample(range(1, 8), 3))  # noqa: S311  # no secret
+    for at in places:
+        before = segments(pieced)
+        code, _ = interrupted(signal.SIGKILL, lambda at=at: segments(pieced) >= at, *command(pieced.name, "--resume"))
+        assert code == -signal.SIGKILL
+        assert segments(pieced) >= max(before, at)
+        assert not pieced.exists()
+    assert tensorgate(*command(pieced.name, "--resume")).returncode == 1
+    assert pieced.read_bytes() == whole.read_bytes()
+    errors = [Path(f"{path}.errors.csv").read_bytes() for path in (pieced, whole)]
+    assert errors[0] == errors[1]
+    assert not Path(f"{pieced}.partial").exists()
+
+
+def test_ctrl_c(tmp_path, command, source):
+    """Ctrl-C ends a run with a line that says how to go on; --resume goes on, and nothing else does by accident."""
+    target = tmp_path / "out.npy"
+    code, errors = interrupted(signal.SIGINT, lambda: segments(target) >= 2, *command(target.name, "--quiet"))
+    assert code == 130
+    first, second = errors.splitlines()
+    assert first == "tensorgate: interrupted"
+    kept = int(second.split()[1].replace(",", ""))
+    assert kept == segments(target) * SEGMENT_ROWS
+    assert "the same command with --resume goes on from there" in second
+    again = tensorgate(*command(target.name))
+    assert again.returncode == 2
+    assert f"an interrupted run has left {kept:,} rows in {target}.partial: --resume goes on" in again.stderr
+    other = tensorgate(*command(target.name, "--resume", "--map", "x=x", "--binary", "--select", "y", "--keep", "x"))
+    assert (other.returncode, "--keep: .npy holds outputs only" in other.stderr) == (2, True)
+    assert segments(target) * SEGMENT_ROWS == kept
+    assert tensorgate(*command(target.name, "--resume")).returncode == 1
+    assert len(np.load(target)) == ROWS
+
+
+def test_another_run_is_not_gone_on_with(tmp_path, command, source):
+    """What differs from the interrupted run is named; --restart throws its rows away."""
+    target = tmp_path / "out.parquet"
+    interrupted(signal.SIGKILL, lambda: segments(target) >= 1, *command(target.name))
+    answer = tensorgate(*command(target.name, "--resume", "--keep", "x"))
+    assert answer.returncode == 2
+    assert f"--resume: this is not the run that left {target}.partial: keep was [], is now ['x']" in answer.stderr
+    copy = write(tmp_path / "in.npy", x=np.zeros(10, np.float32))
+    elsewhere = [copy if argument == source else argument for argument in command(target.name)]
+    answer = tensorgate(*elsewhere, "--resume")
+    assert (answer.returncode, f"--input was {source}" in answer.stderr) == (2, True)
+    assert tensorgate(*elsewhere, "--restart").returncode == 0
+    assert not Path(f"{target}.partial").exists()
+
+
+def test_two_runs_at_once(tmp_path, command, source):
+    """A second run into the same file is refused and disturbs nothing."""
+    target = tmp_path / "out.npy"
+    answers = []
+
+    def meanwhile() -> bool:
+        if segments(target) and not answers:
+            answers.append(tensorgate(*command(target.name, "--resume")))
+        return bool(answers)
+
+    code, _ = interrupted(signal.SIGCONT, meanwhile, *command(target.name))
+    assert code == 1
+    assert len(np.load(target)) == ROWS
+    assert answers[0].returncode == 2
+    assert "another run is writing it" in answers[0].stderr or "exists; --force" in answers[0].stderr
+
+
+def test_the_server_goes_away(tmp_path):
+    """When the server dies, the user is told how to go on, and a new server finishes what the old one began."""
+    gate, target = tmp_path / "gate", tmp_path / "out.npy"
+    repository = add_models(RepositoryBuilder(tmp_path / "models"), gate)
+    rows = np.arange(9000, dtype=np.float32)
+    rows[404], rows[666] = 0, 0
+    command = ["predict", "moody", "--input", write(tmp_path / "in.npy", x=rows), "--output", target]
+    with serving(repository.root) as first:
+
+        def killed() -> bool:
+            if segments(target) == 3:  # the next one stops at the gate
+                first.server.kill()
+                return True
+            return False
+
+        code, errors = interrupted(signal.SIGCONT, killed, *command, "--address", first.address, "--quiet")
+    assert code == 3
+    assert errors.splitlines() == [
+        f"tensorgate: no server answers at {first.address} (--address HOST:PORT, --tls if it has TLS)",
+        f"tensorgate: {3 * SEGMENT_ROWS:,} rows are kept in {target}.partial: "
+        "the same command with --resume goes on from there",
+    ]
+    gate.touch()
+    with serving(repository.root) as second:
+        answer = tensorgate(*command, "--address", second.address, "--resume")
+    assert answer.returncode == 0, answer.stderr
+    np.testing.assert_array_equal(np.load(target), np.repeat(rows[:, None] + 1, 1024, axis=1))
+
+
+def test_memory_stays_flat(tmp_path, gateway):
+    """A file five times as large takes hardly more memory."""
+    peaks = []
+    for rows in (40_000, 200_000):
+        x = np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
+        source = write(tmp_path / f"{rows}.parquet", x=x, more=np.repeat(x, 16, axis=1))
+        files = ("--input", source, "--output", tmp_path / f"{rows}.out.parquet", "--keep", "more")
+        peaks.append(peak_kib("predict", "classifier", *files, "--address", gateway.address))
+    assert peaks[1] - peaks[0] < 20_000, peaks  # 160,000 rows more are 44 MB in and 46 MB out
