@@ -30,6 +30,9 @@ _BINARY = "binary_data_output"
 _PRIORITY, _TIMEOUT = "priority", "timeout"
 """The schedule policy extension's parameters: a level, 1 being the most urgent; microseconds to wait at most."""
 
+UNORDERED = "tensorgate_unordered"
+"""Parameter of a stream's request: true lets its response overtake those to requests before it."""
+
 _NOT_OFFERED = {
     "shared_memory_region": "shared memory",
     "classification": "the classification extension",
@@ -72,6 +75,7 @@ def _decode(model: ServedModel, proto: pb.ModelInferRequest, raw: Sequence[Raw],
     request = InferenceRequest(proto.id, inputs, rows, outputs, stages)
     if proto.parameters:
         request.typed = _wants_typed(model, proto, outputs)
+        request.unordered = _flag(model, proto, UNORDERED)
         request.priority = _number(model, proto, _PRIORITY)
         request.timeout_s = _number(model, proto, _TIMEOUT) / 1e6 or inf
     return request
@@ -165,13 +169,7 @@ def _requested(model: ServedModel, proto: pb.ModelInferRequest) -> tuple[str, ..
 
 def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest, outputs: Sequence[str]) -> bool:
     """Whether the caller wants typed instead of raw contents back."""
-    if _BINARY not in proto.parameters:
-        return False
-    parameter = proto.parameters[_BINARY]
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind != "bool_param":
-        raise InvalidRequest(f"model '{model.name}': parameter '{_BINARY}': expected bool_param, got {kind}")
-    if parameter.bool_param:
+    if _flag(model, proto, _BINARY, default=True):
         return False
     for name in outputs:
         datatype = model.outputs[name].datatype
@@ -181,6 +179,17 @@ def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest, outputs: Seque
                 f"leave out the parameter '{_BINARY}'"
             )
     return True
+
+
+def _flag(model: ServedModel, proto: pb.ModelInferRequest, key: str, *, default: bool = False) -> bool:
+    """A parameter that is yes or no."""
+    if key not in proto.parameters:
+        return default
+    parameter = proto.parameters[key]
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind != "bool_param":
+        raise InvalidRequest(f"model '{model.name}': parameter '{key}': expected bool_param, got {kind}")
+    return bool(parameter.bool_param)
 
 
 def _number(model: ServedModel, proto: pb.ModelInferRequest, key: str) -> int:
