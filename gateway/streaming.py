@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from google.protobuf.message import DecodeError
+
 from gateway.decode import UNORDERED, FindModel, decode
 from gateway.encode import encode_stream_error
 from gateway.errors import ModelNotReady, ResponseTooLarge, let_go
@@ -141,6 +143,11 @@ class Stream:
             self.ended, self._status = True, status
             self._changed.set()
 
+    def break_off(self, error: Exception) -> None:
+        """End after what is ready, with the status that `error` is told as: a fault of ours leaves nobody waiting."""
+        self._ready.append(status_of(error, RPC))
+        self._changed.set()
+
     async def next(self) -> bytes | Status | None:
         """The next response to send; after the last one the status to end with, None if all is well."""
         while not self._ready:
@@ -203,7 +210,7 @@ def _head(message: bytes) -> tuple[pb.ModelInferResponse, bool]:
     """Which request it is that could not be decoded, as far as it can be read, and whether it is unordered."""
     try:
         request, _ = framing.parse_infer_request(message)
-    except ValueError:  # DecodeError
+    except DecodeError:
         return pb.ModelInferResponse(), False
     head = pb.ModelInferResponse(id=request.id, model_name=request.model_name, model_version=request.model_version)
     return head, UNORDERED in request.parameters and request.parameters[UNORDERED].bool_param

@@ -145,6 +145,8 @@ async def _read(context: grpc.aio.ServicerContext[Any, Any], stream: Stream) -> 
             stream.receive(message)
             if stream.full:
                 await stream.room()
+    except Exception as error:
+        stream.break_off(error)
     finally:
         stream.end()
 
