@@ -9,8 +9,8 @@ from support.bad_requests import INVALID
 from support.calls import Gate, eventually
 from support.concurrent import POISON, UNFIT, arrived, batches, counts, in_turn, moody, statistics, values
 from support.faults import CONFIDENTIAL, ROW, X, build, request, with_parameter
-from support.server import Gateway, serving
-from support.streams import DOUBLE, StreamCall, failure, infer_request, value
+from support.server import serving
+from support.streams import DOUBLE, StreamCall, failure, value
 
 Code = grpc.StatusCode
 pytestmark = pytest.mark.usefixtures("transport")
@@ -25,7 +25,7 @@ def gate(tmp_path) -> Gate:
 
 @pytest.fixture
 def models(repository, gate):
-    """Models that double their rows: `slow` once the gate is open, others at once; `cached` computes equal ones once."""
+    """Models that double their rows: `slow` once the gate is open, `quick` and `cached` at once."""
     repository.add("slow", moody(gate), EIGHT + gate.config)
     repository.add("quick", {"model.py": DOUBLE})
     repository.add("cached", {"model.py": DOUBLE}, "response_cache { enable: true }\n")

@@ -28,7 +28,7 @@ def gate(tmp_path) -> Gate:
 
 @pytest.fixture
 def models(repository, gate):
-    """`slow` gives back what it gets, request by request, once the gate is open; `quick` and `long` double it at once."""
+    """`slow` gives rows back one by one once the gate is open; `quick` and `long` double theirs at once."""
     repository.add("slow", gate.files, ALONE + gate.config)
     repository.add("quick", {"model.py": DOUBLE})
     repository.add("long", {"model.py": DOUBLE.replace("(-1,)", "(-1, -1)")})
@@ -47,7 +47,7 @@ def resident_mb(gateway: Gateway) -> float:
 
 
 def test_a_full_window_is_not_read(models, gate):
-    """With as many requests under way as the window has places, the next stays with its sender until one is answered."""
+    """With as many requests under way as the window takes, the next stays with its sender until one is answered."""
     with serving(models, "--stream-window", "3") as gateway, StreamCall(gateway) as stream:
         for number in (1, 2, 3):
             stream.send("slow", number)
@@ -210,7 +210,7 @@ def test_draining_answers_what_was_read(models, gate):
 
 
 def test_idle_streams_do_not_hold_up_the_exit(models):
-    """Open streams with nothing under way end with UNAVAILABLE when the server is told to stop, which it does at once."""
+    """Open streams with nothing under way end with UNAVAILABLE when the server is told to stop, and it stops."""
     with serving(models, *LONG_GRACE) as gateway, StreamCall(gateway) as used, StreamCall(gateway) as fresh:
         used.send("quick", 1)
         assert used.value() == [2]

@@ -31,12 +31,12 @@ def streams(gateway: Gateway, tritonclient: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", ["plain", "final"])
 def test_a_stream_answers_in_order(streams: dict[str, Any], way: str) -> None:
-    """async_stream_infer gets every answer with its id, in order; each is the last to its request, with no extra one."""
+    """async_stream_infer gets every answer with its id, in order, each marked as the last to its request."""
     assert streams[way] == [[str(number), number, True] for number in range(50)]
 
 
 def test_requests_may_be_unordered(streams: dict[str, Any]) -> None:
-    """tritonclient can send the parameter that lets a response overtake."""
+    """Through tritonclient, too, a request can carry the parameter that lets a response overtake."""
     assert streams["unordered"] == [["0", 0, True]]
 
 

@@ -52,7 +52,7 @@ def told(result: object, error: object) -> list:
     return [response.id, float(result.as_numpy("y")[0, 0]), final]
 
 
-def collected(client: triton.InferenceServerClient, requests: list, cancel: bool = False, **options: object) -> list:
+def collected(client: triton.InferenceServerClient, requests: list, *, cancel: bool = False, **options: object) -> list:
     """What the callback of a stream gets for these requests."""
     got = queue.Queue()
     client.start_stream(lambda result, error: got.put(told(result, error)), **options)
