@@ -43,7 +43,7 @@ protos: $(VENV)/.dev  ## regenerate the Python stubs from protos/
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-* .benchmarks demo-models minilm-models clients/node/node_modules
+	rm -rf .venv .venv-* .benchmarks demo-models minilm-models clients/node/node_modules clients/go/build clients/java/build
 
 $(BIN)/python:
 	@echo "creating $(VENV)"

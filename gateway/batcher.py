@@ -107,9 +107,10 @@ class Batcher:
         patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
         hurry = min(request.deadline, patience)
         job = Job(request, receiver, shape, level, request.deadline, now, patience, hurry)
-        if self._queue.is_full(level):
-            self._advance()  # of what has just come, some may begin
-        self._queue.check_room(level)
+        if not request.windowed:
+            if self._queue.is_full(level):
+                self._advance()  # of what has just come, some may begin
+            self._queue.check_room(level)
         if job.deadline < inf:
             free_at = now if self._idle else max(now, min(self._ends.values()))
             answers_at = self._queue.answers_at(job, free_at, self._instances)
@@ -147,7 +148,8 @@ class Batcher:
         """
         now = self._clock()
         level = self._policy.level(request.priority)
-        self._queue.check_room(level, waiting)
+        if not request.windowed:
+            self._queue.check_room(level, waiting)
         patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
         queued = job.order is not None
         if queued:

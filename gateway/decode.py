@@ -31,6 +31,9 @@ _BINARY = "binary_data_output"
 _PRIORITY, _TIMEOUT = "priority", "timeout"
 """The schedule policy extension's parameters: a level, 1 being the most urgent; microseconds to wait at most."""
 
+UNORDERED = "tensorgate_unordered"
+"""Parameter of a stream's request: true lets its response overtake those to requests before it."""
+
 _NOT_OFFERED = {
     "shared_memory_region": "shared memory",
     "classification": "the classification extension",
@@ -53,7 +56,8 @@ def decode_head(
     """
     request = InferenceRequest(proto.id, {}, 1, (), stages, deadline=deadline)
     if proto.parameters:
-        request.typed = _wants_typed(model, proto)
+        request.typed = not _flag(model, proto, _BINARY, default=True)
+        _flag(model, proto, UNORDERED)  # which streams look at themselves
         request.priority = _number(model, proto, _PRIORITY)
         request.timeout_s = _number(model, proto, _TIMEOUT) / 1e6 or inf
     return request
@@ -161,17 +165,6 @@ def _requested(model: ServedModel, proto: pb.ModelInferRequest) -> tuple[str, ..
     return tuple(names) or tuple(model.outputs)
 
 
-def _wants_typed(model: ServedModel, proto: pb.ModelInferRequest) -> bool:
-    """Whether the caller wants typed instead of raw contents back."""
-    if _BINARY not in proto.parameters:
-        return False
-    parameter = proto.parameters[_BINARY]
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind != "bool_param":
-        raise InvalidRequest(f"model '{model.name}': parameter '{_BINARY}': expected bool_param, got {kind}")
-    return not parameter.bool_param
-
-
 def _check_typed(model: ServedModel, outputs: Sequence[str]) -> None:
     for name in outputs:
         datatype = model.outputs[name].datatype
@@ -180,6 +173,17 @@ def _check_typed(model: ServedModel, outputs: Sequence[str]) -> None:
                 f"output '{name}' of model '{model.name}': {datatype} has no typed contents in the protocol: "
                 f"leave out the parameter '{_BINARY}'"
             )
+
+
+def _flag(model: ServedModel, proto: pb.ModelInferRequest, key: str, *, default: bool = False) -> bool:
+    """A parameter that is yes or no."""
+    if key not in proto.parameters:
+        return default
+    parameter = proto.parameters[key]
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind != "bool_param":
+        raise InvalidRequest(f"model '{model.name}': parameter '{key}': expected bool_param, got {kind}")
+    return bool(parameter.bool_param)
 
 
 def _number(model: ServedModel, proto: pb.ModelInferRequest, key: str) -> int:

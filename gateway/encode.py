@@ -10,6 +10,9 @@ from tensorgate_client import framing
 from tensorgate_client.tensors import Raw, datatype_of, to_raw, to_typed
 from tensorgate_client.wire import inference_pb2 as pb
 
+_STATUS = "tensorgate_status"
+"""Parameter of a failed request's response in a stream: the name of the gRPC status that it would have had."""
+
 
 def encode(
     name: str, version: int, request: InferenceRequest, outputs: Mapping[str, Array], request_id: str = ""
@@ -36,3 +39,16 @@ def encode(
         else:
             raw.append(to_raw(array))
     return framing.serialize_infer_response(response, raw)
+
+
+def encode_stream_error(head: pb.ModelInferResponse, code: str, message: str) -> bytes:
+    """A serialized ModelStreamInferResponse that says what is wrong with one request of a stream.
+
+    Args:
+        head: the request's id, model and version; gets the code as a parameter.
+        code: name of the gRPC status that a unary call would have ended with.
+        message: of that status.
+    """
+    head.parameters[_STATUS].string_param = code
+    head.parameters[framing.FINAL].bool_param = True
+    return pb.ModelStreamInferResponse(error_message=message, infer_response=head).SerializeToString()

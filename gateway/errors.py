@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from pathlib import Path
 
 from backends.base import InvalidInput
@@ -49,6 +50,13 @@ class ModelLoadFailed(GatewayError):
     """A model that was asked for could not be loaded; the message carries the reason."""
 
 
+class ResponseTooLarge(GatewayError):
+    """The response is larger than a message may be."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"response larger than max ({size} vs. {limit}): --max-message-mb sets the limit")
+
+
 class ExecutionFailed(GatewayError):
     """The model failed on valid input. The cause stays in the server's log, under the error's id."""
 
@@ -80,6 +88,18 @@ def too_late(left_s: float, takes_s: float = 0.0) -> DeadlineExceeded:
 def shown_ms(seconds: float) -> str:
     """A duration as messages have it: "20 ms", "1.5 s"."""
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the frames of an answered error hold: tensors, which would otherwise wait for the garbage collector."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            traceback.clear_frames(current.__traceback__)
+            pending += (current.__cause__, current.__context__)
 
 
 def without_folders(text: str, root: Path) -> str:

@@ -64,13 +64,16 @@ class ServedModel:
     def __repr__(self) -> str:
         return f"<ServedModel {self.name}/{self.version} {self._batcher!r} {self._cache!r}>"
 
-    async def infer(self, message: InferRequest, stages: Stages, deadline: float = inf) -> bytes:
+    async def infer(
+        self, message: InferRequest, stages: Stages, deadline: float = inf, *, windowed: bool = False
+    ) -> bytes:
         """A serialized ModelInferResponse. A caller who is cancelled disturbs nobody else.
 
         Args:
             message: the parsed request.
             stages: began when the message arrived.
             deadline: when the caller stops waiting (`time.perf_counter`).
+            windowed: whether its sender keeps to a window, so that no limit of the queue need apply.
 
         Raises:
             InvalidRequest: the request does not fit the model.
@@ -83,6 +86,7 @@ class ServedModel:
         """
         try:
             request = decode_head(self, message.proto, stages, deadline)
+            request.windowed = windowed
             decode = partial(decode_tensors, self, message, request)
             if self._cache:
                 response = await self._kept_or_computed(self._cache, message, request, decode)

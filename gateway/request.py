@@ -47,6 +47,7 @@ class InferenceRequest:
         deadline: when the caller stops waiting (`time.perf_counter`), infinite if it does not say.
         timeout_s: how long the request may wait to be executed, infinite if the caller does not say.
         priority: as the caller sent it, 1 being the most urgent; 0 if it did not.
+        windowed: whether a stream's window bounds it, so that no queue has to.
     """
 
     id: str
@@ -58,3 +59,4 @@ class InferenceRequest:
     deadline: float = inf
     timeout_s: float = inf
     priority: int = 0
+    windowed: bool = False

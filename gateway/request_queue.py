@@ -94,7 +94,7 @@ class RequestQueue:
         self.holds_back = bool(policy.preferred_rows) or policy.max_delay_s > 0
 
     def __len__(self) -> int:
-        return sum(self._waiting.values())
+        return sum(len(group.jobs) for group in self._groups.values())
 
     def __iter__(self) -> Iterator[Job]:
         return (job for group in self._groups.values() for job in group.jobs)
@@ -123,7 +123,8 @@ class RequestQueue:
         group.rows += job.request.rows
         if group.ripens:
             group.ripens = min(group.ripens[0], job.arrived), min(group.ripens[1], (job.arrived + job.hurry) / 2)
-        self._waiting[job.level] = self._waiting.get(job.level, 0) + 1
+        if not job.request.windowed:
+            self._waiting[job.level] = self._waiting.get(job.level, 0) + 1
         if job.expires < inf:
             self._expiring.add((job.expires, job.order[-1]), job)
 
@@ -240,7 +241,8 @@ class RequestQueue:
         group.ripens = None
         if not group.rows:
             del self._groups[job.shape]
-        self._waiting[job.level] -= 1
+        if not job.request.windowed:
+            self._waiting[job.level] -= 1
         if job.expires < inf:
             self._expiring.remove((job.expires, job.order[-1]))
         job.order = None

@@ -18,9 +18,11 @@ from gateway import layout, polling
 from gateway.cache import ResponseCache
 from gateway.model import Loader
 from gateway.repository import Repository
-from gateway.servicer import SERVICE, ServerState, Servicer
+from gateway.servicer import SERVICE, Servicer
 from gateway.settings import Settings
-from gateway.transport import CannotListen, GrpcioTransport, Transport, aio_server
+from gateway.state import ServerState
+from gateway.streaming import StreamLimits
+from gateway.transport import CannotListen, GrpcioTransport, Transport, add_streams, aio_server
 from tensorgate_client.wire import inference_pb2, model_config_pb2
 
 _log = logging.getLogger(__name__)
@@ -86,8 +88,9 @@ class Server:
         await self._note_server(ready=False)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server, pool=_reflected())
-        servicer = Servicer(self._repository, self._state, explicit=explicit)
-        server.add_generic_rpc_handlers((servicer.streams(),))
+        limits = StreamLimits(self._settings.stream_window, limit)
+        servicer = Servicer(self._repository, self._state, limits, explicit=explicit)
+        add_streams(server, servicer.streams())
         methods = servicer.methods()
         if self._settings.native:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra

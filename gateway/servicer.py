@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-import grpc
 from google.protobuf.message import Message
 
+from gateway import streaming
 from gateway.catalogue import State
-from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered
+from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered, let_go
 from gateway.repository import Repository
 from gateway.request import Stages
+from gateway.state import ServerState
 from gateway.status import Status, status_of
-from gateway.transport import Method
+from gateway.streaming import Stream, StreamLimits
+from gateway.transport import Method, OpenStream
 from tensorgate_client import framing
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -33,45 +32,21 @@ Handler: TypeAlias = Callable[[bytes, float], Awaitable[bytes]]
 """A serialized request and the caller's deadline (`time.perf_counter`) to the serialized response; raises errors."""
 
 
-@dataclass(slots=True)
-class ServerState:
-    """Whether the server takes requests, and how many it has under way."""
-
-    ready: bool = False
-    draining: bool = False
-    in_flight: int = 0
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def enter(self) -> None:
-        """Count a request in."""
-        self.in_flight += 1
-
-    def leave(self) -> None:
-        """Count a request out."""
-        self.in_flight -= 1
-        if self.draining and not self.in_flight:
-            self._idle.set()
-
-    async def drained(self) -> None:
-        """Refuse new requests; return when the last one is out."""
-        self.ready, self.draining = False, True
-        if self.in_flight:
-            await self._idle.wait()
-
-
 class Servicer:
     """Answers every RPC of the service that this server offers.
 
     Args:
         repository: the models.
         state: of the server.
+        limits: of each stream.
         explicit: whether models may be loaded and unloaded by RPC.
     """
 
-    def __init__(self, repository: Repository, state: ServerState, *, explicit: bool) -> None:
+    def __init__(self, repository: Repository, state: ServerState, limits: StreamLimits, *, explicit: bool) -> None:
         self._repository = repository
         self._catalogue = repository.catalogue
         self._state = state
+        self._limits = limits
         self._explicit = explicit
         self._debug = _log.isEnabledFor(logging.DEBUG)
 
@@ -102,14 +77,12 @@ class Servicer:
                 table[f"/{SERVICE.full_name}/{name}"] = self._answering(name, handler)
         return table
 
-    def streams(self) -> grpc.GenericRpcHandler:
-        """The RPCs that stream."""
-        table: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            rpc.name: grpc.stream_stream_rpc_method_handler(_refusing_stream(rpc.name))
-            for rpc in SERVICE.methods
-            if rpc.client_streaming
-        }
-        return grpc.method_handlers_generic_handler(SERVICE.full_name, table)
+    def streams(self) -> dict[str, OpenStream]:
+        """The RPC that streams, by path."""
+        return {f"/{SERVICE.full_name}/{streaming.RPC}": self._open_stream}
+
+    def _open_stream(self, deadline: float, metadata: Mapping[str, object]) -> Stream:
+        return Stream(self._catalogue.find, self._state, self._limits, deadline, metadata)
 
     def _answering(self, rpc: str, handler: Handler) -> Method:
         """The handler, counted, with its errors turned into statuses."""
@@ -121,7 +94,7 @@ class Servicer:
                 return await handler(message, deadline)
             except Exception as error:  # the table is total: nothing but a status reaches the caller
                 status = status_of(error, rpc)
-                _let_go(error)
+                let_go(error)
                 return status
             finally:
                 state.leave()
@@ -208,18 +181,6 @@ class Servicer:
             raise NotAllowed("loading and unloading by RPC is off: start the server with --model-control explicit")
 
 
-def _let_go(error: BaseException) -> None:
-    """Free what the frames of an answered error hold: tensors, which would otherwise wait for the garbage collector."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop()
-        if current is not None and id(current) not in seen:
-            seen.add(id(current))
-            traceback.clear_frames(current.__traceback__)
-            pending += (current.__cause__, current.__context__)
-
-
 def _check_repository(name: str) -> None:
     if name:
         raise InvalidRequest(f"unknown repository '{name}': this server has one, leave repository_name empty")
@@ -238,12 +199,5 @@ def _parsing(rpc: Any, method: Callable[[Any], Awaitable[Message]]) -> Handler:
 def _refusing(rpc: str) -> Handler:
     async def refuse(_: bytes, __: float) -> bytes:
         raise NotOffered(f"this server does not offer {rpc}")
-
-    return refuse
-
-
-def _refusing_stream(rpc: str) -> Callable[[Any, Any], Awaitable[None]]:
-    async def refuse(_: Any, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server does not offer {rpc}")
 
     return refuse

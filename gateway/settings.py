@@ -81,6 +81,9 @@ class Settings(BaseSettings):
         256, ge=0, description="Most memory for cached responses, in MiB; models opt in with response_cache"
     )
     max_message_mb: int = Field(64, ge=1, le=2047, description="Largest request or response, in MiB")
+    stream_window: int = Field(
+        256, ge=1, description="Requests of one ModelStreamInfer stream under way at once; beyond them, it is not read"
+    )
     shutdown_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight get to finish on SIGTERM"
     )

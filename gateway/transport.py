@@ -11,9 +11,13 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 
 from gateway.status import Status
+from gateway.streaming import Stream
 
 Method: TypeAlias = Callable[[bytes, float], Awaitable[bytes | Status]]
 """A unary RPC: serialized request and the caller's deadline (`time.perf_counter`) to serialized response or status."""
+
+OpenStream: TypeAlias = Callable[[float, Mapping[str, object]], Stream]
+"""A bidirectional RPC: the caller's deadline (`time.perf_counter`) and metadata to what becomes of its messages."""
 
 
 class CannotListen(Exception):
@@ -61,6 +65,20 @@ def aio_server(max_message_bytes: int) -> grpc.aio.Server:
     )
 
 
+def add_streams(server: grpc.aio.Server, streams: Mapping[str, OpenStream]) -> None:
+    """Have a server carry bidirectional RPCs, by path; it does so in both transports."""
+    _add(server, {path: grpc.stream_stream_rpc_method_handler(_streaming(opened)) for path, opened in streams.items()})
+
+
+def _add(server: grpc.aio.Server, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+    for path, handler in handlers.items():
+        service, name = path.strip("/").split("/")
+        services.setdefault(service, {})[name] = handler
+    for service, methods in services.items():
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+
+
 class GrpcioTransport:
     """grpc.aio alone.
 
@@ -70,13 +88,7 @@ class GrpcioTransport:
     """
 
     def __init__(self, server: grpc.aio.Server, methods: Mapping[str, Method]) -> None:
-        services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
-        for path, method in methods.items():
-            service, name = path.strip("/").split("/")
-            services.setdefault(service, {})[name] = grpc.unary_unary_rpc_method_handler(_unary(method))
-        for service, handlers in services.items():
-            generic = grpc.method_handlers_generic_handler(service, handlers)
-            server.add_generic_rpc_handlers((generic,))
+        _add(server, {path: grpc.unary_unary_rpc_method_handler(_unary(method)) for path, method in methods.items()})
         self._server = server
         self._stopping: asyncio.Task[None] | None = None
 
@@ -104,12 +116,49 @@ class GrpcioTransport:
 
 def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def handle(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        left = context.time_remaining()
-        answer = await method(message, inf if left is None else time.perf_counter() + left)
+        answer = await method(message, _deadline(context))
         if isinstance(answer, Status):
-            context.set_code(answer.code)  # `abort` raises, and keeps the request in a cycle with what it raised
-            context.set_details(answer.details)
+            _end_with(context, answer)
             return b""
         return answer
 
     return handle
+
+
+def _streaming(open_stream: OpenStream) -> Callable[[object, Any], Awaitable[None]]:
+    async def handle(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        with open_stream(_deadline(context), dict(context.invocation_metadata() or ())) as stream:
+            reading = asyncio.create_task(_read(context, stream))
+            try:
+                while isinstance(response := await stream.next(), bytes):
+                    await context.write(response)
+                    stream.sent(response)
+            finally:
+                reading.cancel()
+        if response:
+            _end_with(context, response)
+
+    return handle
+
+
+async def _read(context: grpc.aio.ServicerContext[Any, Any], stream: Stream) -> None:
+    try:
+        # An empty message is one, too: only the end is not bytes.
+        while isinstance(message := await context.read(), bytes):
+            stream.receive(message)
+            if stream.full:
+                await stream.room()
+    except Exception as error:
+        stream.break_off(error)
+    finally:
+        stream.end()
+
+
+def _deadline(context: grpc.aio.ServicerContext[Any, Any]) -> float:
+    left = context.time_remaining()
+    return inf if left is None else time.perf_counter() + left
+
+
+def _end_with(context: grpc.aio.ServicerContext[Any, Any], status: Status) -> None:
+    context.set_code(status.code)  # `abort` raises, and keeps the request in a cycle with what it raised
+    context.set_details(status.details)

@@ -18,6 +18,7 @@ _PARTS = {
     "overload": "what is answered in time when more is asked for than there is capacity",
     "shapes": "requests of four lengths that come mixed against the same in order",
     "cache": "what the response cache gives on a hit, costs on a miss and saves when equal requests meet",
+    "streams": "messages per second through ModelStreamInfer, with a model that does nothing",
     "batching": "what the gateway itself costs, with a model that does nothing",
 }
 

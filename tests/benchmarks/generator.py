@@ -25,7 +25,8 @@ from benchmarks.measured import steady
 from benchmarks.report import BenchmarkError
 from benchmarks.worker import answer_jobs
 
-PATH = "/inference.GRPCInferenceService/ModelInfer"
+SERVICE = "/inference.GRPCInferenceService/"
+PATH = f"{SERVICE}ModelInfer"
 MARK = struct.pack("<Q", 0x6B72616D_746E656E)  # in a body: what to replace by a number of its own in every request
 _FRAME = 5  # bytes before the message, which grpc writes itself
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own for every job

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from benchmarks.generator import PATH
+from benchmarks.generator import SERVICE
 from benchmarks.measured import Measured, steady
 from benchmarks.report import BenchmarkError
 from benchmarks.served import Body, Target
@@ -33,14 +33,14 @@ class H2load:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._rates: dict[tuple[str, int], float] = {}
+        self._rates: dict[tuple[Body, int], float] = {}
 
     def measure(self, body: Body, in_flight: int, seconds: float) -> Measured:
-        """Throughput and latency of equal requests.
+        """Throughput and latency of equal calls.
 
         h2load sees no gRPC status: `body` was checked when it was made, and the server's own count is checked here.
         """
-        key = body.model, in_flight
+        key = body, in_flight
         if key not in self._rates:
             self._rates[key] = self._run(body, in_flight, 6 * in_flight).rate  # also warms the server up
             self._rates[key] = self._run(body, in_flight, self._count(key, _PILOT_S)).rate
@@ -48,16 +48,16 @@ class H2load:
         self._rates[key] = measured.rate
         return measured
 
-    def _count(self, key: tuple[str, int], seconds: float) -> int:
+    def _count(self, key: tuple[Body, int], seconds: float) -> int:
         return max(round(self._rates[key] * seconds), 6 * key[1], 20)
 
     def _run(self, body: Body, in_flight: int, count: int) -> Measured:
-        with self._target.answers_all(body.model, count), tempfile.NamedTemporaryFile("r") as log:
+        with self._target.answers_all(body.model, count * body.messages), tempfile.NamedTemporaryFile("r") as log:
             command = [executable(), "-c", "1", "-m", str(in_flight), "-n", str(count), "-d", str(body.file)]
             command += ["-H", "content-type: application/grpc", "-H", "te: trailers", "--log-file", log.name]
             try:
                 result = subprocess.run(
-                    [*command, f"http://{self._target.address}{PATH}"],
+                    [*command, f"http://{self._target.address}{SERVICE}{body.rpc}"],
                     capture_output=True,
                     text=True,
                     timeout=_LONGEST_S,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import tempfile
 import time
@@ -26,10 +27,12 @@ _SETTLE_S = 2
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A file with one framed request, as load generators send it."""
+    """A file with the framed messages of one call, as load generators send it."""
 
     model: str
     file: Path
+    messages: int = 1
+    rpc: str = "ModelInfer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,24 @@ class Target:
         with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
             file.write(struct.pack(">BI", 0, len(message)) + message)
         return Body(model, Path(file.name))
+
+    def stream(self, model: str, inputs: Arrays, expected: Arrays, messages: int) -> Body:
+        """A ModelStreamInfer stream of so many equal requests as a file, once a real client got the expected outputs.
+
+        Raises:
+            BenchmarkError: a message is answered with something else.
+        """
+        request = encode_infer_request(model, inputs)
+        answers = self._gateway.stub.ModelStreamInfer(itertools.repeat(request, messages), timeout=_ANSWER_S)
+        for _ in range(messages):
+            answer = next(answers)
+            outputs = decode_infer_response(answer.infer_response)
+            if answer.error_message or any(not np.array_equal(outputs[name], expected[name]) for name in expected):
+                raise BenchmarkError(f"model '{model}' answers a stream wrongly: run the tests before the benchmarks")
+        single = self.unchecked(model, inputs).file
+        file = single.with_suffix(".stream")
+        file.write_bytes(single.read_bytes() * messages)
+        return Body(model, file, messages, "ModelStreamInfer")
 
     def counts(self, model: str) -> Counts | None:
         """The server's own counts, or None if it offers no ModelStatistics."""

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tensorgate_client.framing import parse_infer_request, serialize_infer_response
+from tensorgate_client.framing import parse_infer_request, serialize_infer_response, stream_response
 from tensorgate_client.wire import inference_pb2 as pb
 
 PADDING = 5000  # bytes: more than what framing leaves to protobuf whole
@@ -109,3 +109,15 @@ def test_a_response_is_plain_protobuf(name: str, contents: list[bytes]) -> None:
     expected = pb.ModelInferResponse(raw_output_contents=contents)
     expected.MergeFrom(response)
     assert message == expected.SerializeToString()
+
+
+@given(st.binary(max_size=300), st.text(max_size=20))
+@example(bytes(100_000), "large")
+def test_responses_in_streams(contents, request_id):
+    """A response that is put into a stream's message is read back as it was, and as the last one to its request."""
+    response = pb.ModelInferResponse(model_name="m", id=request_id, raw_output_contents=[contents])
+    response.parameters["other"].int64_param = 1
+    read = pb.ModelStreamInferResponse.FromString(stream_response(response.SerializeToString()))
+    assert read.error_message == ""
+    response.parameters["triton_final_response"].bool_param = True
+    assert read.infer_response == response

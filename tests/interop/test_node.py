@@ -1,9 +1,8 @@
-"""A Node program with a generated client (`clients/node`) against a running gateway."""
+"""Node's unary program (`clients/node/classify.js`) against a running gateway."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -16,21 +15,11 @@ from support.models import RepositoryBuilder
 from support.server import Gateway, serving
 from support.zoo import onnx_classifier
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("node") and shutil.which("npm")), reason="node and npm are not on PATH: Node's client not tried"
-)
-
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the Node client, freshly installed from its lock file."""
-    copy = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "protos", copy / "protos")
-    shutil.copytree(ROOT / "clients" / "node", copy / "clients" / "node", ignore=shutil.ignore_patterns("node_modules"))
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
-    subprocess.run(command, cwd=copy / "clients" / "node", check=True, timeout=150)
-    return copy / "clients" / "node" / "classify.js"
+def client(node_folder: Path) -> Path:
+    """The program, ready to run."""
+    return node_folder / "classify.js"
 
 
 @pytest.fixture(scope="module")

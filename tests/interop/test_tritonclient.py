@@ -20,7 +20,7 @@ from tensorgate_client.tensors import DTYPES, TYPED_FIELDS
 pytestmark = pytest.mark.timeout(120)
 ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
 UNIMPLEMENTED = {
-    **{"trace": "TraceSetting", "set_trace": "TraceSetting", "stream": "ModelStreamInfer"},
+    **{"trace": "TraceSetting", "set_trace": "TraceSetting"},
     **{"log": "LogSettings", "set_log": "LogSettings"},
     **{"shm": "SystemSharedMemoryStatus", "register_shm": "SystemSharedMemoryRegister"},
     **{"unregister_shm": "SystemSharedMemoryUnregister", "cuda": "CudaSharedMemoryStatus"},

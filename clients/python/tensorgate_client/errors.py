@@ -10,7 +10,7 @@ class InferenceError(Exception):
 
     Attributes:
         code: gRPC's status code: INVALID_ARGUMENT also where the client itself saw that a tensor does not fit, UNKNOWN
-            for a batch that the server refused within a stream, since the protocol carries no code there.
+            for a batch that a server other than tensorgate refused within a stream: the protocol carries no code there.
         message: what was wrong, in the server's words where it had some.
     """
 

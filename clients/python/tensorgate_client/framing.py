@@ -19,6 +19,12 @@ _RESPONSE_TAG = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _L
 
 _ID_TAG = bytes([pb.ModelInferResponse.ID_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 
+FINAL = "triton_final_response"
+"""Parameter of responses in a stream: no further one comes for the same request. Triton sets it on each of them."""
+
+_STREAMED_TAG = bytes([pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
+_FINAL = pb.ModelInferResponse(parameters={FINAL: pb.InferParameter(bool_param=True)}).SerializeToString()
+
 _SMALL = 4096  # bytes below which protobuf's own copies cost less than looking for the fields in Python
 _LONGEST_TAG = 5  # bytes of a 32-bit varint; protobuf refuses longer spellings of a tag
 _MOST_FIELDS = 256  # more come only from a hostile or a very odd sender; protobuf then scans faster
@@ -65,6 +71,11 @@ def append_id(response: bytes, request_id: str) -> bytes:
         return response
     encoded = request_id.encode()
     return b"".join((response, _ID_TAG, _varint(len(encoded)), encoded))
+
+
+def stream_response(response: bytes) -> bytes:
+    """A serialized ModelInferResponse as the only one to its request, in a serialized ModelStreamInferResponse."""
+    return b"".join((_STREAMED_TAG, _varint(len(response) + len(_FINAL)), response, _FINAL))
 
 
 def _cut(message: bytes, tag: int) -> tuple[bytes, list[Raw]] | None:

@@ -16,6 +16,9 @@ from tensorgate_client.wire import inference_pb2 as pb
 _UNORDERED = "tensorgate_unordered"
 """tensorgate's request parameter: answer this stream's requests as they are ready. Other servers pass over it."""
 
+_STATUS = "tensorgate_status"
+"""tensorgate's response parameter: the name of the gRPC status that a failed request of a stream would have had."""
+
 
 @dataclass(frozen=True, slots=True)
 class StreamResult:
@@ -145,8 +148,14 @@ class BatchStream:
             raise InferenceError(StatusCode.INTERNAL, message)
         self._unanswered.discard(index)
         if response.error_message:
-            return StreamResult(index, InferenceError(StatusCode.UNKNOWN, response.error_message))
+            return StreamResult(index, InferenceError(_code(inferred), response.error_message))
         try:
             return StreamResult(index, decoded(inferred))
         except InferenceError as error:
             return StreamResult(index, error)
+
+
+def _code(failed: pb.ModelInferResponse) -> StatusCode:
+    """The status of a request that failed, where the server tells it: the protocol has no field for it in a stream."""
+    told = failed.parameters[_STATUS].string_param if _STATUS in failed.parameters else ""
+    return StatusCode.__members__.get(told, StatusCode.UNKNOWN)

@@ -1,8 +1,6 @@
 """Asks a server everything there is to ask about it through tritonclient; `survey.py ADDRESS MODEL`."""
 
-import contextlib
 import json
-import queue
 import sys
 
 import numpy as np
@@ -40,7 +38,6 @@ def main(address: str, model: str) -> None:
         "cuda": client.get_cuda_shared_memory_status,
         "register_cuda": lambda: client.register_cuda_shared_memory("r", b"AA==", 0, 64),
         "unregister_cuda": client.unregister_cuda_shared_memory,
-        "stream": lambda: stream(client, model),
         "deadline": lambda: client.infer("slow", [row("INPUT0")], client_timeout=0.2).get_response(as_json=True),
     }
     answers = {}
@@ -55,19 +52,6 @@ def main(address: str, model: str) -> None:
 def row(name: str) -> triton.InferInput:
     """An input of one row."""
     return triton.InferInput(name, [1, 4], "FP32").set_data_from_numpy(np.zeros((1, 4), np.float32))
-
-
-def stream(client: triton.InferenceServerClient, model: str) -> object:
-    """What the callback of a stream gets; raises the error it gets."""
-    got = queue.Queue()
-    client.start_stream(lambda result, error: got.put(error or result.get_response(as_json=True)))
-    with contextlib.suppress(InferenceServerException):  # the refusal may have come already, and ended the stream
-        client.async_stream_infer(model, [row("x")])
-    first = got.get(timeout=30)
-    client.stop_stream(cancel_requests=True)
-    if isinstance(first, InferenceServerException):
-        raise first
-    return first
 
 
 main(*sys.argv[1:])

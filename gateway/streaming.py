@@ -1,0 +1,213 @@
+"""One ModelStreamInfer stream: requests in, responses out, in the order that their senders asked for.
+
+Whoever carries the stream reads messages while there is room and hands them to `receive`, and sends what `next` gives.
+Requests take the same way as those of unary calls, all at once. An answered one counts until its response has been
+sent: a stream whose reader is slow fills its window and is then no longer read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from gateway.decode import UNORDERED
+from gateway.encode import encode_stream_error
+from gateway.errors import ModelNotReady, ResponseTooLarge, let_go
+from gateway.model import ServedModel
+from gateway.request import Stages
+from gateway.state import ServerState
+from gateway.status import Status, status_of
+from tensorgate_client import framing
+from tensorgate_client.wire import inference_pb2 as pb
+
+FindModel = Callable[[str, str], ServedModel]
+
+_log = logging.getLogger(__name__)
+
+RPC = "ModelStreamInfer"
+
+_ERROR_AS_STATUS = "triton_grpc_error"
+"""Metadata; `true` ends the stream with the status of the first request that fails. Triton's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """What one stream may hold.
+
+    Attributes:
+        window: requests under way; one counts until its response has been sent.
+        max_message_bytes: of a response. Nothing is read either while requests and responses of so many bytes are held.
+    """
+
+    window: int
+    max_message_bytes: int
+
+
+class _Pending:
+    """A request whose response has not been sent."""
+
+    __slots__ = ("answer", "size", "unordered")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.unordered = False
+        self.answer: bytes | Status | None = None
+
+
+class Stream:
+    """A stream, from its first message until the `with` block is left, which drops what is still under way.
+
+    Args:
+        find: model by name and version.
+        state: of the server.
+        limits: of this stream.
+        deadline: when the caller stops waiting (`time.perf_counter`).
+        metadata: what the caller sent with the call.
+    """
+
+    def __init__(
+        self, find: FindModel, state: ServerState, limits: StreamLimits, deadline: float, metadata: Mapping[str, object]
+    ) -> None:
+        self._find = find
+        self._state = state
+        self._limits = limits
+        self._deadline = deadline
+        self._error_as_status = str(metadata.get(_ERROR_AS_STATUS, "")).lower() == "true"
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_order: deque[_Pending] = deque()
+        self._ready: deque[bytes | Status] = deque()
+        self._pending = 0
+        self._bytes = 0
+        self._status: Status | None = None
+        self._has_room = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._debug = _log.isEnabledFor(logging.DEBUG)
+        self.ended = False
+
+    def __repr__(self) -> str:
+        return f"<Stream pending={self._pending} ready={len(self._ready)} bytes={self._bytes} ended={self.ended}>"
+
+    def __enter__(self) -> Self:
+        self._state.on_drain.add(self._drain)
+        if self._state.draining:
+            self._drain()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state.on_drain.discard(self._drain)
+        for task in self._tasks:
+            task.cancel()
+        self._state.leave(self._pending)
+
+    @property
+    def full(self) -> bool:
+        """Whether to read nothing more for now."""
+        return self._pending >= self._limits.window or self._bytes >= self._limits.max_message_bytes
+
+    async def room(self) -> None:
+        """Return when it is no longer full."""
+        while self.full:
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    def receive(self, message: bytes) -> None:
+        """Begin a serialized ModelInferRequest; whatever is wrong with it becomes its answer."""
+        if self.ended:  # the stream's status tells that it was not taken up
+            return
+        pending = _Pending(len(message))
+        self._pending += 1
+        self._bytes += pending.size
+        self._state.enter()
+        stages, proto = Stages(), pb.ModelInferRequest()
+        try:
+            request = framing.parse_infer_request(message)
+            proto = request.proto
+            pending.unordered = UNORDERED in proto.parameters and proto.parameters[UNORDERED].bool_param
+            model = self._find(proto.model_name, proto.model_version)
+        except Exception as error:  # as for a unary call: nothing but a status reaches the caller
+            self._enqueue(pending)
+            self._fail(pending, _head(proto, proto.model_version), error)
+            return
+        self._enqueue(pending)
+        task = self._loop.create_task(self._answer(pending, model, request, stages))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def end(self, status: Status | None = None) -> None:
+        """No more comes; `next` gives `status` after the last response."""
+        if not self.ended:
+            self.ended, self._status = True, status
+            self._changed.set()
+
+    def break_off(self, error: Exception) -> None:
+        """End after what is ready, with the status that `error` is told as: a fault of ours leaves nobody waiting."""
+        self._ready.append(status_of(error, RPC))
+        self._changed.set()
+
+    async def next(self) -> bytes | Status | None:
+        """The next response to send; after the last one the status to end with, None if all is well."""
+        while not self._ready:
+            if self.ended and not self._pending:
+                return self._status
+            self._changed.clear()
+            await self._changed.wait()
+        return self._ready.popleft()
+
+    def sent(self, response: bytes) -> None:
+        """A response has left."""
+        self._pending -= 1
+        self._bytes -= len(response)
+        self._state.leave()
+        self._has_room.set()
+
+    def _drain(self) -> None:
+        self.end(status_of(ModelNotReady("the server is shutting down: try another one"), RPC))
+
+    def _enqueue(self, pending: _Pending) -> None:
+        if not pending.unordered:
+            self._in_order.append(pending)
+
+    async def _answer(
+        self, pending: _Pending, model: ServedModel, request: framing.InferRequest, stages: Stages
+    ) -> None:
+        try:
+            response = framing.stream_response(await model.infer(request, stages, self._deadline, windowed=True))
+            self._check_size(response)
+        except Exception as error:  # as for a unary call
+            self._fail(pending, _head(request.proto, str(model.version)), error)
+            return
+        if self._debug:
+            _log.debug("%s/%d id=%r %s", model.name, model.version, request.proto.id, stages)
+        self._settle(pending, response)
+
+    def _fail(self, pending: _Pending, head: pb.ModelInferResponse, error: Exception) -> None:
+        status = status_of(error, RPC)
+        let_go(error)
+        told = status if self._error_as_status else encode_stream_error(head, status.code.name, status.details)
+        self._settle(pending, told)
+
+    def _check_size(self, response: bytes) -> None:
+        if len(response) > self._limits.max_message_bytes:
+            raise ResponseTooLarge(len(response), self._limits.max_message_bytes)
+
+    def _settle(self, pending: _Pending, answer: bytes | Status) -> None:
+        """An answer is there; it, and those that waited for it, may be sent if none is missing before them."""
+        if isinstance(answer, bytes):
+            self._bytes += len(answer) - pending.size
+        pending.answer = answer
+        if pending.unordered:
+            self._ready.append(answer)
+        while self._in_order and (first := self._in_order[0].answer) is not None:
+            self._ready.append(first)
+            self._in_order.popleft()
+        self._changed.set()
+
+
+def _head(proto: pb.ModelInferRequest, version: str) -> pb.ModelInferResponse:
+    """Which request it is that failed, as far as it could be read."""
+    return pb.ModelInferResponse(id=proto.id, model_name=proto.model_name, model_version=version)
