@@ -171,3 +171,16 @@ def test_no_rows(tmp_path, predict, suffix):
     answer = predict("classifier", rows, tmp_path / "out.parquet")
     assert answer.returncode == 0, answer.stderr
     assert read(tmp_path / "out.parquet") == {"logits": [], "probabilities": []}
+
+
+def test_categories(tmp_path, predict):
+    """Columns of categories, as pandas writes them, are text to a model and in the output."""
+    words = [f"word{number % 3}" for number in range(10_000)]
+    rows = write(tmp_path / "in.parquet", text=pa.array(words).dictionary_encode(), at=list(range(10_000)))
+    answer = predict("shout", rows, tmp_path / "out.parquet", "--keep", "text,at")
+    assert answer.returncode == 0, answer.stderr
+    assert read(tmp_path / "out.parquet") == {
+        "text": words,
+        "at": list(range(10_000)),
+        "shouted": [word.upper() for word in words],
+    }

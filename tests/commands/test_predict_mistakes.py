@@ -79,11 +79,12 @@ def test_cells_of_csv_files(tmp_path, predict):
     """A cell that is no number of the input's datatype fails its own row, and says which and why."""
     lines = [f"{row},{cells}" for row, cells in enumerate(CELLS)]
     (tmp_path / "in.csv").write_text("\n".join(["row,p,q,b", *lines]))
-    answer = predict("two", tmp_path / "in.csv", tmp_path / "out.csv", "--map", "a=p,q", "--keep", "row")
+    target = tmp_path / "out.parquet"
+    answer = predict("two", tmp_path / "in.csv", target, "--map", "a=p,q", "--keep", "row")
     assert answer.returncode == 1, answer.stderr
-    assert reasons(tmp_path / "out.csv") == {row: why for row, why in enumerate(CELLS.values()) if why}
-    got = read(tmp_path / "out.csv")
-    assert got["row"] == list(range(len(CELLS)))
+    assert reasons(target) == {row: why for row, why in enumerate(CELLS.values()) if why}
+    got = read(target)
+    assert got["row"] == [str(row) for row in range(len(CELLS))]
     assert str(got["total"]) == str([6.0, 6.5, float("nan"), None, None, None, None, None, 15.0])
 
 
@@ -98,6 +99,7 @@ def test_cells_of_csv_files(tmp_path, predict):
         ),
         (pa.array([2**63, 1, 2, 3], pa.uint64()), {0: "is 9223372036854775808, which is no INT32"}),
         (pa.array([True, False, None, True]), {2: "is null"}),
+        (pa.array([1, None, 3, 1.5], pa.float16()), {1: "is null", 3: "is 1.5, which is no INT32"}),
         (pa.array(["1", "2", "1", "x"]).dictionary_encode(), {3: "is 'x', expected an integer"}),
     ],
 )

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+import pytest
 
 from gateway.commands import arguments as flags
 from gateway.commands.failure import CommandFailed
@@ -125,13 +126,11 @@ def refused(command: str, *arguments: str | Path) -> str:
     """What a command that cannot be done says in its only line; within this process, since there are many."""
     parser = ArgumentParser()
     getattr(flags, f"add_{command}")(parser)
-    try:
-        code = import_module(f"gateway.commands.{command}").run(parser.parse_args([str(word) for word in arguments]))
-    except CommandFailed as error:
-        assert error.code == 2, error
-        assert "\n" not in str(error), error
-        return str(error)
-    raise AssertionError(f"not refused: {code}")
+    with pytest.raises(CommandFailed) as caught:
+        import_module(f"gateway.commands.{command}").run(parser.parse_args([str(word) for word in arguments]))
+    assert caught.value.code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def interrupted(number: signal.Signals, when: Callable[[], bool], *arguments: str | Path) -> tuple[int, str]:

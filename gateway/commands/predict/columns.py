@@ -148,6 +148,11 @@ def _fault(tensor: Tensor, kind: Any) -> str | None:
 def _leaf(kind: Any) -> Any:
     while is_list(kind):
         kind = kind.value_type
+    return plain(kind)
+
+
+def plain(kind: Any) -> Any:
+    """The type of a column's values; a category is its text."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 

@@ -11,6 +11,7 @@ import pyarrow.csv as pa_csv
 from gateway.commands.predict.source import Batch, Schema, from_row
 
 _BLOCK = 1 << 20  # bytes parsed at once
+_PARSING = pa_csv.ParseOptions(newlines_in_values=True)
 
 
 class CsvSource:
@@ -22,7 +23,7 @@ class CsvSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.shapes: Mapping[str, tuple[int, ...]] = {}
-        with pa_csv.open_csv(path, read_options=_reading()) as reader:
+        with pa_csv.open_csv(path, _reading(), _PARSING) as reader:
             self.schema = pa.schema([(name, pa.string()) for name in reader.schema.names])
         self.rows = _lines(path) - 1
         self.estimated = True  # a quoted value may have lines of its own
@@ -31,7 +32,7 @@ class CsvSource:
         """As `Source.read`; what comes before `start` is parsed and dropped."""
         types = dict.fromkeys(self.schema.names, pa.string())
         options = pa_csv.ConvertOptions(column_types=types, include_columns=columns, strings_can_be_null=False)
-        with pa_csv.open_csv(self._path, read_options=_reading(), convert_options=options) as reader:
+        with pa_csv.open_csv(self._path, _reading(), _PARSING, options) as reader:
             yield from from_row(reader, start)
 
 

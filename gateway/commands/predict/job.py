@@ -16,7 +16,7 @@ from gateway.commands.connection import ServerClient, connected, failed
 from gateway.commands.failure import FAILED, UNFINISHED, CommandFailed
 from gateway.commands.model import Model, Tensor, read_model
 from gateway.commands.predict import output
-from gateway.commands.predict.columns import Feed, described, feeds, row_bytes
+from gateway.commands.predict.columns import Feed, described, feeds, plain, row_bytes
 from gateway.commands.predict.partial import Manifest, Partial, clear, locked
 from gateway.commands.predict.progress import Progress
 from gateway.commands.predict.results import REASON, result_schema
@@ -27,6 +27,7 @@ from tensorgate_client import InferenceError
 
 _BLOCK_ROWS = 4096
 _BLOCK_BYTES = 4 << 20
+_MESSAGE_BYTES = 16 << 20
 _SEGMENT_ROWS = 16384
 _SEGMENT_BYTES = 8 << 20
 
@@ -53,6 +54,7 @@ class Plan:
         segment_rows = _multiple(block_rows, most)
         stat = self.flags.input.stat()
         return {
+            "format": 1,
             "input": str(self.flags.input.resolve()),
             "input_bytes": stat.st_size,
             "input_changed_ns": stat.st_mtime_ns,
@@ -85,18 +87,29 @@ def run(flags: Namespace) -> int:
     output.check_path(flags.output, flags.keep)
     if flags.output.exists() and not flags.force:
         raise CommandFailed(f"--output: {flags.output} exists; --force replaces it")
+    try:
+        return _run_locked(flags, source)
+    except OSError as error:  # the folder may not be written
+        raise _not_written(flags, error, "") from None
+
+
+def _run_locked(flags: Namespace, source: Source) -> int:
     with locked(flags.output.with_name(f"{flags.output.name}.partial")) as folder:
         former = _former(flags, folder)
-        try:
-            with connected(flags) as client:
-                plan = _plan(client, flags, source, former)
-                partial = former or Partial.begin(folder, plan.manifest())
-                code = _run(client, plan, partial)
-        except CommandFailed as error:
-            raise CommandFailed(f"{error}{_kept(folder)}", error.code) from None
-        except KeyboardInterrupt:
-            raise CommandFailed(f"interrupted{_kept(folder)}", 130) from None
-    return code
+        with connected(flags) as client:
+            plan = _plan(client, flags, source, former)
+            try:
+                return _run(client, plan, former or Partial.begin(folder, plan.manifest()))
+            except CommandFailed as error:
+                raise CommandFailed(f"{error}{_kept(folder)}", error.code) from None
+            except OSError as error:  # a full disk
+                raise _not_written(flags, error, _kept(folder)) from None
+            except KeyboardInterrupt:
+                raise CommandFailed(f"interrupted{_kept(folder)}", 130) from None
+
+
+def _not_written(flags: Namespace, error: OSError, kept: str) -> CommandFailed:
+    return CommandFailed(f"{error.filename or flags.output}: {error.strerror or error}{kept}", UNFINISHED)
 
 
 def _former(flags: Namespace, folder: Path) -> Partial | None:
@@ -126,9 +139,9 @@ def _plan(client: ServerClient, flags: Namespace, source: Source, former: Partia
     chosen = feeds(model, source, flags.map, flags.keep)
     outputs = model.select(flags.select)
     output.check(flags.output, outputs)
-    kept = pa.schema([source.schema.field(name) for name in flags.keep])
+    kept = pa.schema([(name, plain(source.schema.field(name).type)) for name in flags.keep])
     schema = result_schema(outputs, kept, binary=flags.binary)
-    batch_size = flags.batch_size or (int(former.manifest["batch_size"]) if former else model.max_rows)
+    batch_size = flags.batch_size or (int(former.manifest["batch_size"]) if former else _rows(model, chosen, outputs))
     if batch_size > model.max_rows and model.max_rows > 1:
         raise CommandFailed(f"--batch-size: model '{model.name}' takes up to {model.max_rows} rows, got {batch_size}")
     if batch_size > 1 and not model.batches:
@@ -137,6 +150,12 @@ def _plan(client: ServerClient, flags: Namespace, source: Source, former: Partia
     if former:
         _compare(former, plan.manifest())
     return plan
+
+
+def _rows(model: Model, chosen: Sequence[Feed], outputs: Sequence[Tensor]) -> int:
+    """The most rows a request may have, as far as messages stay well below what servers take."""
+    widest = max(sum(feed.tensor.row_bytes for feed in chosen), sum(tensor.row_bytes for tensor in outputs))
+    return max(min(model.max_rows, _MESSAGE_BYTES // widest), 1)
 
 
 def _compare(partial: Partial, wanted: Manifest) -> None:
@@ -165,7 +184,8 @@ def _run(client: ServerClient, plan: Plan, partial: Partial) -> int:
     output.finish(flags.output, partial, plan.outputs, plan.schema)
     clear(partial.folder)
     if not flags.quiet:
-        print(f"wrote {partial.rows:,} rows to {flags.output} ({progress.rate:,.0f} rows/s)", file=sys.stderr)
+        rate = f" ({progress.rate:,.0f} rows/s)" if progress.rate else ""
+        print(f"wrote {partial.rows:,} rows to {flags.output}{rate}", file=sys.stderr)
     if not partial.failed:
         return 0
     listed = output.reasons_of(flags.output)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from gateway.commands.predict.columns import Feed, is_list
+from gateway.commands.predict.columns import Feed, is_list, plain
 from gateway.commands.predict.source import Batch as Columns
 from gateway.commands.predict.values import converted
 from tensorgate_client.tensors import shown
@@ -83,7 +83,8 @@ def block(columns: Columns, feeds: Sequence[Feed], keep: Sequence[str], *, batch
 
 def _kept(columns: Columns, keep: Sequence[str]) -> Columns:
     if keep:
-        return columns.select(list(keep))
+        kept = columns.select(list(keep))
+        return kept.cast(pa.schema([(field.name, plain(field.type)) for field in kept.schema]))
     # A batch without columns forgets how many rows it has.
     return pa.RecordBatch.from_arrays([pa.nulls(columns.num_rows)], names=[""])
 

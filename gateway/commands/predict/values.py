@@ -77,13 +77,15 @@ def _parse(texts: Column, kind: Any, first: int, faults: Faults) -> Any:
 def _single(text: str, kind: Any, position: int, faults: Faults) -> NDArray[Any]:
     """An integer may be written 3.0, as programs do whose integers cannot be missing."""
     dtype = kind.to_pandas_dtype()
+    limit = 1 if pa.types.is_unsigned_integer(kind) else 2**53  # where floats no longer know every integer
     try:
         value = float(text)
-        if pa.types.is_integer(kind) and value.is_integer() and abs(value) < 2**53:
+        if pa.types.is_integer(kind) and value.is_integer() and -limit < value < 2**53:
             return np.array([int(value)]).astype(dtype)
     except (ValueError, OverflowError):
         pass
-    wanted = "an integer" if pa.types.is_integer(kind) else "true or false" if pa.types.is_boolean(kind) else "a number"
+    integer = "an integer, 0 or more" if limit == 1 else "an integer"
+    wanted = integer if pa.types.is_integer(kind) else "true or false" if pa.types.is_boolean(kind) else "a number"
     faults[position] = f"is '{text[:50]}', expected {wanted}" if text else "is empty"
     return np.zeros(1, dtype)
 
