@@ -40,7 +40,7 @@ def _of_parts(spelled: bytes, raw: Sequence[Raw]) -> bytes:
     """The digest of large tensors, which are not copied together; their lengths say where each begins."""
     lengths = ",".join(str(len(contents)) for contents in (spelled, *raw))
     authenticator = _LONG.encryptor()
-    for part in (lengths.encode(), spelled, *raw):
+    for part in (b"\0" + lengths.encode(), spelled, *raw):  # no protobuf message begins with a zero
         authenticator.authenticate_additional_data(part)
     authenticator.finalize()
     return authenticator.tag

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -33,6 +35,12 @@ _STREAMS = 512
 """Requests in flight on a connection; each open stream costs some 13 KB, also one that never sends anything."""
 
 
+_LOOK_S = 0.01
+
+_BROKEN = Status(StatusCode.INTERNAL, "internal error; the server's log has the cause")
+_STOPPED = Status(StatusCode.UNAVAILABLE, "the server is shutting down: try another one")
+
+
 class NativeTransport:
     """pygrpc-native in front of grpc.aio.
 
@@ -49,19 +57,22 @@ class NativeTransport:
         self._limit = max_message_bytes
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
-        self._folder = Path(tempfile.mkdtemp(prefix="tensorgate-"))
+        self._folder: Path | None = None
 
     def bind(self, address: str) -> int:
         """As `Transport.bind`."""
         methods = [(path, False) for path in self._paths]
         try:
-            self._front = NativeGrpcFront(address, methods, call_details=True, max_concurrent_streams=_STREAMS)
+            self._front = NativeGrpcFront(
+                address, methods, call_details=True, metrics=True, max_concurrent_streams=_STREAMS
+            )
         except OSError as error:
             raise CannotListen(address) from error
         return self._front.bound_port
 
     async def start(self) -> None:
         """As `Transport.start`."""
+        self._folder = Path(tempfile.mkdtemp(prefix="tensorgate-"))
         socket = self._folder / "grpc"
         self._behind.add_insecure_port(f"unix:{socket}")
         await self._behind.start()
@@ -72,26 +83,42 @@ class NativeTransport:
     def turn_away(self) -> None:
         """As `Transport.turn_away`, but no client can be told: each request gets its answer from the servicer."""
 
+    async def sent(self) -> None:
+        """As `Transport.sent`."""
+        while self._unsent():  # noqa: ASYNC110  # it only tells when asked
+            await asyncio.sleep(_LOOK_S)
+
+    def _unsent(self) -> int:
+        """Calls whose caller has not been given a status yet; closing would cut their answers off."""
+        counted = (self._front.metrics() or {"methods": {}})["methods"].values()
+        return sum(each["started"] - sum(ended["count"] for ended in each["status"].values()) for each in counted)
+
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
         stopping = asyncio.create_task(self._behind.stop(grace_s))
-        if self._tasks and grace_s:
-            await asyncio.wait(self._tasks.values(), timeout=grace_s)
         for task in self._tasks.values():
             task.cancel()
         await stopping
         await asyncio.to_thread(self._front.close)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self) -> None:
-        while (events := self._front.recv_batch_details(_AT_ONCE)) is not None:
-            try:
-                self._loop.call_soon_threadsafe(self._dispatch, events)
-            except RuntimeError:  # the loop is closed
-                return
+        try:
+            while (events := self._front.recv_batch_details(_AT_ONCE)) is not None:
+                self._loop.call_soon_threadsafe(self._dispatch, events, time.perf_counter())
+        except RuntimeError:
+            if not self._loop.is_closed():
+                self._broken()
+        except BaseException:
+            self._broken()
 
-    def _dispatch(self, events: Sequence[tuple[Any, ...]]) -> None:
-        now = time.perf_counter()
+    def _broken(self) -> None:
+        _log.critical("the native transport fails: stopping, since no request would be answered", exc_info=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _dispatch(self, events: Sequence[tuple[Any, ...]], now: float) -> None:
+        """Begin the calls that arrived `now`, and end those whose callers are gone."""
         for kind, call, method, message, _, details in events:
             if kind == EVENT_CALL:
                 left = details[2]
@@ -101,22 +128,25 @@ class NativeTransport:
                 task.cancel()
 
     async def _answer(self, call: int, method: int, message: bytes, deadline: float) -> None:
+        answer: bytes | Status = _BROKEN
         try:
             if len(message) > self._limit:
-                answer: bytes | Status = self._too_large("request", message)
+                answer = self._too_large("request", message)
             else:
                 answer = await self._methods[method](message, deadline)
             if not isinstance(answer, Status) and len(answer) > self._limit:
                 answer = self._too_large("response", answer)
+        except asyncio.CancelledError:
+            answer = _STOPPED
+            raise
+        except Exception:
+            _log.exception("%s failed", self._paths[method])
+        finally:  # whatever happened, nobody is left waiting; a caller who is gone is passed over
+            self._tasks.pop(call, None)
             if isinstance(answer, Status):
                 self._front.fail(call, answer.code.value[0], answer.details)
             else:
                 self._front.respond(call, answer)
-        except Exception:  # nobody is left waiting
-            _log.exception("%s failed", self._paths[method])
-            self._front.fail(call, StatusCode.INTERNAL.value[0], "internal error; the server's log has the cause")
-        finally:
-            self._tasks.pop(call, None)
 
     def _too_large(self, what: str, message: bytes) -> Status:
         told = f"{what} larger than max ({len(message)} vs. {self._limit}): --max-message-mb sets the limit"

@@ -166,7 +166,7 @@ class RequestQueue:
 
     def gain(self, shape: Hashable, rows: int) -> float:
         """Seconds of computing that are saved if so many rows join what waits, instead of running after it."""
-        if self.holds_back or len(self._groups) > 1:
+        if self.holds_back or self._policy.levels or len(self._groups) > 1:
             return 0.0
         waiting = self._groups[shape].rows if shape in self._groups else 1 - len(self._groups)
         if not 0 < waiting < self._policy.max_rows:

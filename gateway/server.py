@@ -124,6 +124,9 @@ class Server:
         finished = await _within(drained, deadline)
         if not finished:
             _log.warning("requests cut off after %g s of grace: %d", grace, self._state.in_flight)
+        elif not await _within(self._transport.sent(), max(deadline, now() + _FLUSH_S)):
+            finished = False
+            _log.warning("answers cut off that have not left after %g s of grace", grace)
         await self._transport.stop(_FLUSH_S if finished else None)
         if finished and not await _within(self._repository.aclose(), max(deadline, now() + _CLOSE_S)):
             finished = False

@@ -83,6 +83,7 @@ class Stream:
         self._ready: deque[bytes | Status] = deque()
         self._pending = 0
         self._bytes = 0
+        self._latest = 0  # bytes of the latest response: those to come are taken to be as large
         self._status: Status | None = None
         self._has_room = asyncio.Event()
         self._changed = asyncio.Event()
@@ -119,7 +120,7 @@ class Stream:
         """Begin a serialized ModelInferRequest; whatever is wrong with it becomes its answer."""
         if self.ended:  # the stream's status tells that it was not taken up
             return
-        pending = _Pending(len(message))
+        pending = _Pending(max(len(message), self._latest))
         self._pending += 1
         self._bytes += pending.size
         self._state.enter()
@@ -199,6 +200,7 @@ class Stream:
         """An answer is there; it, and those that waited for it, may be sent if none is missing before them."""
         if isinstance(answer, bytes):
             self._bytes += len(answer) - pending.size
+            self._latest = len(answer)
         pending.answer = answer
         if pending.unordered:
             self._ready.append(answer)
@@ -206,6 +208,7 @@ class Stream:
             self._ready.append(first)
             self._in_order.popleft()
         self._changed.set()
+        self._has_room.set()
 
 
 def _head(proto: pb.ModelInferRequest, version: str) -> pb.ModelInferResponse:

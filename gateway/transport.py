@@ -43,6 +43,10 @@ class Transport(Protocol):
         """Send clients elsewhere where the transport can; what has arrived is still answered."""
         ...
 
+    async def sent(self) -> None:
+        """Return when the answers to all unary calls have left, if `stop` would not wait for them."""
+        ...
+
     async def stop(self, grace_s: float | None) -> None:
         """Close every connection, at the latest after `grace_s`."""
         ...
@@ -106,6 +110,9 @@ class GrpcioTransport:
     def turn_away(self) -> None:
         """As `Transport.turn_away`: connections are told to open no further streams."""
         self._stopping = asyncio.create_task(self._server.stop(inf))
+
+    async def sent(self) -> None:
+        """As `Transport.sent`: at once."""
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""

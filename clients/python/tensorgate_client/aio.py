@@ -91,7 +91,7 @@ class InferenceClient(Client):
 
     def _open(self, *, retry: bool) -> None:
         self._loop = asyncio.get_running_loop()  # where there is none, gRPC would take one that never runs
-        session, options = self._session, channel_options(retry=retry)
+        session, options = self._session, channel_options(self._session.address, retry=retry)
         if session.tls:
             self._channel = grpc.aio.secure_channel(session.address, session.tls.credentials(), options)
         else:

@@ -74,17 +74,20 @@ class TLS:
         return grpc.ssl_channel_credentials(*(None if file is None else Path(file).read_bytes() for file in files))
 
 
-def channel_options(*, retry: bool) -> list[tuple[str, Any]]:
-    """Options for a channel, sync or aio."""
+def channel_options(address: str, *, retry: bool) -> list[tuple[str, Any]]:
+    """Options for a channel to `address`, sync or aio."""
+    options = list(_OPTIONS)
+    if is_local(address):  # what may not leave this machine, as a token, must not go through a proxy either
+        options.append(("grpc.enable_http_proxy", 0))
     if not retry:  # gRPC still repeats by itself what certainly reached no server
-        return _OPTIONS
+        return options
     names = [{"service": _SERVICE, "method": method} for method in _RETRIED]
     config = {
         "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
         "retryThrottling": _RETRY_THROTTLING,
     }
     return [
-        *_OPTIONS,
+        *options,
         ("grpc.service_config", json.dumps(config)),
         ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),  # by default a request of over 256 KiB is not retried
     ]

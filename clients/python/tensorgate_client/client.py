@@ -178,7 +178,7 @@ class _Stream:
 
 def blocking_channel(session: Session, *, retry: bool) -> grpc.Channel:
     """A channel to the session's server; it connects when it is used."""
-    options = channel_options(retry=retry)
+    options = channel_options(session.address, retry=retry)
     if session.tls:
         return grpc.secure_channel(session.address, session.tls.credentials(), options)
     return grpc.insecure_channel(session.address, options)
