@@ -61,9 +61,7 @@ def test_every_kind_of_input(tmp_path, predict, expected, kind):
     for name, values in expected.items():
         np.testing.assert_array_equal(np.array(got[name], np.float32), values)
     assert not keep or got["id"] == IDS
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [answer.args[4].rpartition("/")[2], "out.parquet"]
-    )
+    assert len(list(tmp_path.iterdir())) == 2, "something is left behind"
 
 
 def test_into_csv(tmp_path, predict, expected):
