@@ -21,7 +21,7 @@ from gateway import cli
 from support.calls import eventually
 from support.models import RepositoryBuilder
 from support.server import TENSORGATE
-from support.zoo import onnx_classifier
+from support.zoo import add_identities, onnx_classifier
 
 MOODY = """
 import time
@@ -107,6 +107,7 @@ def add_models(repository: RepositoryBuilder, gate: Path | None = None) -> Repos
     parameter = f'parameters {{ key: "gate" value {{ string_value: "{gate}" }} }}\n' if gate else ""
     repository.add("classifier", {"model.onnx": onnx_classifier()}, "max_batch_size: 256\n")
     repository.add("moody", {"model.py": MOODY}, "max_batch_size: 64\n" + parameter)
+    add_identities(repository)
     repository.add("whole", {"model.py": WHOLE}, "max_batch_size: 0\n")
     models = {"two": TWO, "shout": SHOUT, "tokens": TOKENS, "images": IMAGES}
     for name, source in models.items():
