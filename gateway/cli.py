@@ -22,6 +22,15 @@ Command = Callable[[Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a sub-command and exit with its code."""
+    code = run(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a model stuck in native code must not keep a drained server from ending.
+    os._exit(code)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; its exit code."""
     parser = ArgumentParser("tensorgate", description="A gRPC inference gateway.")
     parser.add_argument("--version", action="version", version=f"tensorgate {version('tensorgate')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -32,18 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _add_models(commands)
     _add_bench(commands)
     parsed = parser.parse_args(arguments)
-    run: Command = parsed.run
+    command: Command = parsed.run
     del parsed.run
     try:
-        code = run(parsed)
+        return command(parsed)
     except CommandFailed as error:
-        code = _fail(str(error), error.code)
+        return _fail(str(error), error.code)
     except KeyboardInterrupt:  # before the server took the signal over
-        code = 128 + signal.SIGINT
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: a model stuck in native code must not keep a drained server from ending.
-    os._exit(code)
+        return 128 + signal.SIGINT
 
 
 def _add_serve(commands: argparse._SubParsersAction[ArgumentParser]) -> None:

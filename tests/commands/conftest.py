@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
-from support.commands import add_models, tensorgate
+from support.commands import Ended, Here, add_models
 from support.models import RepositoryBuilder
 from support.server import Gateway, serving
-
-Predict = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture(scope="package")
@@ -23,12 +20,18 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def predict(gateway: Gateway) -> Predict:
+def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Runs `tensorgate ...` within this process."""
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")  # as a command sets it for its own process
+    return Here(capsys)
+
+
+@pytest.fixture
+def predict(gateway: Gateway, here: Here) -> Callable[..., Ended]:
     """Runs `tensorgate predict MODEL --input FILE --output FILE ...` to its end."""
 
-    def run(model: str, source: Path, target: Path, *options: str | Path) -> CompletedProcess[str]:
-        return tensorgate(
-            "predict", model, "--input", source, "--output", target, "--address", gateway.address, *options
-        )
+    def run(model: str, source: Path, target: Path, *options: str | Path) -> Ended:
+        files = ("--input", source, "--output", target)
+        return here("predict", model, *files, "--address", gateway.address, *options)
 
     return run

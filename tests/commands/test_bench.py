@@ -7,16 +7,16 @@ import re
 
 import numpy as np
 import pytest
-from support.commands import refused, tensorgate, write
+from support.commands import tensorgate, write
 
 _SHORT = ("--seconds", "0.3", "--warmup", "0.1")
 _ROW = re.compile(r"^ *([\d.]+)" + r" +([\d,.]+)" * 5 + r" +(\d+)$")
 
 
 @pytest.fixture
-def bench(gateway):
+def bench(gateway, here):
     """Runs `tensorgate bench ...` for a moment."""
-    return lambda *arguments: tensorgate("bench", *arguments, *_SHORT, "--address", gateway.address)
+    return lambda *arguments: here("bench", *arguments, *_SHORT, "--address", gateway.address)
 
 
 @pytest.mark.parametrize("way", [(), ("--stream",)])
@@ -75,14 +75,14 @@ def test_rows_of_a_file(bench, tmp_path):
         (["classifier", "--plot", "plot.gif"], "--plot: expected .png, .svg, .pdf, got '.gif': plot.gif"),
     ],
 )
-def test_mistakes(gateway, arguments, message):
+def test_mistakes(bench, arguments, message):
     """What cannot be measured is said before anything is."""
-    assert message in refused("bench", *arguments, "--address", gateway.address)
+    assert message in bench(*arguments).refusal
 
 
-def test_numbers_that_are_none(bench):
+def test_numbers_that_are_none():
     """A flag with a wrong number is named."""
-    answer = bench("classifier", "--concurrency", "1,0")
+    answer = tensorgate("bench", "classifier", "--concurrency", "1,0")
     assert answer.returncode == 2
     assert answer.stderr.endswith("argument --concurrency: expected a whole number above 0, got '0'\n")
 
@@ -95,8 +95,7 @@ def test_plot(bench, tmp_path):
     assert "<svg" in (tmp_path / "plot.svg").read_text()
 
 
-def test_input_needs_as_many_rows_as_a_request(gateway, tmp_path):
+def test_input_needs_as_many_rows_as_a_request(bench, tmp_path):
     """A file that is too short for one request is refused."""
     rows = write(tmp_path / "in.npy", x=np.zeros((1, 4), np.float32))
-    said = refused("bench", "classifier", "--input", rows, "--rows", "2", "--address", gateway.address)
-    assert "in.npy: no 2 rows to send" in said
+    assert "in.npy: no 2 rows to send" in bench("classifier", "--input", rows, "--rows", "2").refusal

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.calls import infer
-from support.commands import SHOUT, refused, tensorgate
+from support.commands import SHOUT, tensorgate
 from support.models import RepositoryBuilder
 from support.server import serving
 from support.zoo import onnx_classifier
@@ -29,9 +29,9 @@ def controlled(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def models(controlled):
+def models(controlled, here):
     """Runs `tensorgate models ...`."""
-    return lambda *arguments: tensorgate("models", *arguments, "--address", controlled.address)
+    return lambda *arguments: here("models", *arguments, "--address", controlled.address)
 
 
 def cells(text: str) -> list[list[str]]:
@@ -39,9 +39,9 @@ def cells(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-def test_list(models):
+def test_list(controlled):
     """All models are listed with version, state and the reason of what does not serve."""
-    answer = models()
+    answer = tensorgate("models", "--address", controlled.address)
     assert answer.returncode == 0, answer.stderr
     head, broken, classifier, shout = cells(answer.stdout)
     assert head == ["model", "version", "state", "reason"]
@@ -110,9 +110,9 @@ def test_json(models):
         (["--tls-cert", __file__], "--tls-cert and --tls-key belong together: give both or neither"),
     ],
 )
-def test_mistakes(controlled, arguments, message):
+def test_mistakes(models, arguments, message):
     """What is wrong with a command is said in one line."""
-    assert message in refused("models", *arguments, "--address", controlled.address)
+    assert message in models(*arguments).refusal
 
 
 def test_a_token_does_not_leave_the_machine_unencrypted(tmp_path: Path):

@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from gateway.commands import arguments as flags
-from gateway.commands.failure import CommandFailed
+from gateway import cli
 from support.calls import eventually
 from support.models import RepositoryBuilder
 from support.server import TENSORGATE
-from support.zoo import onnx_classifier
+from support.zoo import add_identities, onnx_classifier
 
 MOODY = """
 import time
@@ -109,6 +107,7 @@ def add_models(repository: RepositoryBuilder, gate: Path | None = None) -> Repos
     parameter = f'parameters {{ key: "gate" value {{ string_value: "{gate}" }} }}\n' if gate else ""
     repository.add("classifier", {"model.onnx": onnx_classifier()}, "max_batch_size: 256\n")
     repository.add("moody", {"model.py": MOODY}, "max_batch_size: 64\n" + parameter)
+    add_identities(repository)
     repository.add("whole", {"model.py": WHOLE}, "max_batch_size: 0\n")
     models = {"two": TWO, "shout": SHOUT, "tokens": TOKENS, "images": IMAGES}
     for name, source in models.items():
@@ -117,20 +116,37 @@ def add_models(repository: RepositoryBuilder, gate: Path | None = None) -> Repos
 
 
 def tensorgate(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A command, run to its end."""
+    """A command in a process of its own, run to its end."""
     command = [TENSORGATE, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
 
-def refused(command: str, *arguments: str | Path) -> str:
-    """What a command that cannot be done says in its only line; within this process, since there are many."""
-    parser = ArgumentParser()
-    getattr(flags, f"add_{command}")(parser)
-    with pytest.raises(CommandFailed) as caught:
-        import_module(f"gateway.commands.{command}").run(parser.parse_args([str(word) for word in arguments]))
-    assert caught.value.code == 2
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def refusal(self) -> str:
+        """The only line of a command that could not be done."""
+        assert (self.returncode, self.stdout, self.stderr.count("\n")) == (2, "", 1), self
+        return self.stderr
+
+
+class Here:
+    """Runs commands within this process, where what they import is there already: most tests need no other."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+
+    def __call__(self, *arguments: str | Path) -> Ended:
+        """A command, run to its end."""
+        self._capture.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return Ended(code, *self._capture.readouterr())
 
 
 def interrupted(number: signal.Signals, when: Callable[[], bool], *arguments: str | Path) -> tuple[int, str]:

@@ -129,13 +129,14 @@ def write_npz(path: Path, tensors: Sequence[Tensor], rows: int, batches: Again) 
 
 def _write(file: IO[bytes], tensor: Tensor, rows: int, batches: Iterable[Batch]) -> None:
     """Where a row failed there is NaN, or 0 where there is no such number."""
-    nothing = np.nan if tensor.dtype.kind not in "biu" else 0
-    descr = npy.dtype_to_descr(tensor.dtype)
+    dtype = np.dtype(np.float32) if tensor.datatype == "BF16" else tensor.dtype  # numpy's files do not know it
+    nothing = np.nan if dtype.kind == "f" else 0
+    descr = npy.dtype_to_descr(dtype)
     npy.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (rows, *tensor.dims)})
     width = tensor.width or 1
     for batch in batches:
         column = batch.column(tensor.name)
-        values = np.full((len(column), width), nothing, tensor.dtype)
+        values = np.full((len(column), width), nothing, dtype)
         good = np.asarray(column.is_valid())
         flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column.drop_null()
         values[good] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)

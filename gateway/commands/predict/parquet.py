@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gateway.commands.predict.source import Batch, Schema, from_row
@@ -43,7 +45,26 @@ class ParquetSource:
 
 
 def write_parquet(path: Path, schema: Schema, batches: Iterable[Batch]) -> None:
-    """A file with one row group for each batch. Nothing in it depends on when or where it is written."""
+    """A file with one row group for each batch. Nothing in it depends on when or where it is written.
+
+    Vectors become lists: that is how Parquet stores them anyway, and before pyarrow 25 it could neither write nor read
+    vectors of a fixed size of which some are null.
+    """
+    schema = pa.schema([(field.name, _listed(field.type)) for field in schema])
     with pq.ParquetWriter(path, schema) as writer:
         for batch in batches:
-            writer.write_table(pa.Table.from_batches([batch]), row_group_size=max(batch.num_rows, 1))
+            columns = [_as_list(column) for column in batch.columns]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(batch.num_rows, 1))
+
+
+def _listed(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind
+
+
+def _as_list(column: pa.Array) -> pa.Array:
+    if not pa.types.is_fixed_size_list(column.type):
+        return column
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    missing = column.is_null() if column.null_count else None
+    return pa.ListArray.from_arrays(offsets, column.flatten(), type=_listed(column.type), mask=missing)

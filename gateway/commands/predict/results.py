@@ -144,7 +144,7 @@ def _is_text(value: bytes) -> bool:
 
 def _flat(values: Array, kind: Any, missing: NDArray[np.bool_] | None) -> Any:
     if values.dtype != object:
-        exact = kind.to_pandas_dtype()
-        return pa.array(values.astype(exact, copy=False), kind, mask=missing)
+        exact = values.astype(np.float32) if kind == pa.float32() else values  # FP16 and BF16 among them
+        return pa.array(exact, kind, mask=missing)
     present = values.tolist() if missing is None else [None if m else v for v, m in zip(values, missing, strict=True)]
     return pa.array(present, pa.binary()).cast(kind)

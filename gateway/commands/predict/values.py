@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from tensorgate_client.tensors import DTYPES
 
+_NUMPY = {pa.bool_(): np.bool_, pa.int64(): np.int64, pa.uint64(): np.uint64, pa.float64(): np.float64}
+
 Column = Any  # a pa.Array
 Faults = dict[int, str]
 """Why an element cannot be converted, by its position."""
@@ -45,6 +47,8 @@ def _as_bytes(column: Column) -> NDArray[Any]:
 
 
 def _filled(column: Column) -> NDArray[Any]:
+    if pa.types.is_float16(column.type):  # of which Arrow knows less than of others
+        column = column.cast(pa.float32())
     if column.null_count:
         column = column.fill_null(pa.scalar(0).cast(column.type))
     return np.asarray(column.to_numpy(zero_copy_only=False))
@@ -76,7 +80,7 @@ def _parse(texts: Column, kind: Any, first: int, faults: Faults) -> Any:
 
 def _single(text: str, kind: Any, position: int, faults: Faults) -> NDArray[Any]:
     """An integer may be written 3.0, as programs do whose integers cannot be missing."""
-    dtype = kind.to_pandas_dtype()
+    dtype = _NUMPY[kind]
     limit = 1 if pa.types.is_unsigned_integer(kind) else 2**53  # where floats no longer know every integer
     try:
         value = float(text)
