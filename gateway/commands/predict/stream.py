@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +85,16 @@ class Predictor:
             version=self._model.version,
             outputs=names,
         )
-        for answer in answers:
-            while (sent := self._sent.popleft()).rows is None:
-                yield current or self._begin(sent.block)
-                current = None
-            current = current or self._begin(sent.block)
-            if answer.error:
-                self._apart(current, sent.block, sent.rows, names)
-            else:
-                current.add(sent.rows, answer.outputs)
+        with closing(answers):
+            for answer in answers:
+                while (sent := self._sent.popleft()).rows is None:
+                    yield current or self._begin(sent.block)
+                    current = None
+                current = current or self._begin(sent.block)
+                if answer.error:
+                    self._apart(current, sent.block, sent.rows, names)
+                else:
+                    current.add(sent.rows, answer.outputs)
         for sent in self._sent:
             yield current or self._begin(sent.block)
             current = None
