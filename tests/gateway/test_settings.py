@@ -166,7 +166,7 @@ def test_a_transport_that_is_missing_is_named(repository, tmp_path):
     [(True, "127.0.0.1", "native"), (False, "127.0.0.1", "grpcio"), (True, "0.0.0.0", "grpcio")],  # noqa: S104
 )
 def test_the_faster_transport_is_taken_where_it_is_safe(repository, tmp_path, installed, host, expected):
-    """Without a word about transports the server takes the fastest that it may trust its callers with, and says which."""
+    """Without a word about transports the server takes the fastest that its callers may be trusted with."""
     if not installed:
         (tmp_path / "sitecustomize.py").write_text(WITHOUT_NATIVE)
     repository.add("echo", config=ECHO)

@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.calls import ECHO, ONES, Gate, eventually, infer, load, refusal, request
+from support.concurrent import arrived
 from support.server import Gateway, launch, serving
 
 from tensorgate_client.wire import inference_pb2 as pb
@@ -113,6 +114,7 @@ def test_a_large_answer_is_not_cut_off(repository, gate):
     with serving(repository.root) as gateway:
         calls = [start(gateway, value) for value in (1, 2, 3)]
         eventually(gate.begun)
+        arrived(gateway)
         gateway.server.signal(signal.SIGTERM)
         gateway.server.wait_for_log("stopping")
         gate.open()
