@@ -67,8 +67,8 @@ class Settings(BaseSettings):
     port: int = Field(8001, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
     transport: Literal["auto", "grpcio", "native"] = Field(
         "auto",
-        description="native: HTTP/2 in Rust, faster, for callers you trust; grpcio: the reference; auto: native where it "
-        "is installed and the host is this machine",
+        description="native: HTTP/2 in Rust, faster, for callers you trust; grpcio: the reference; auto: native where "
+        "it is installed and the host is this machine",
     )
     model_control: Literal["none", "poll", "explicit"] = Field(
         "none", description="none: load all at start; poll: follow the folder; explicit: load and unload by RPC"
