@@ -34,6 +34,9 @@ def _folder(path: Path) -> Path:
     return path.resolve()
 
 
+_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+
+
 def _native_installed() -> bool:
     return find_spec("pygrpc_native") is not None
 
@@ -63,7 +66,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8001, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
     transport: Literal["auto", "grpcio", "native"] = Field(
-        "auto", description="native: HTTP/2 in Rust, faster; grpcio: the reference; auto: native where it is installed"
+        "auto",
+        description="native: HTTP/2 in Rust, faster, for callers you trust; grpcio: the reference; auto: native where "
+        "it is installed and the host is this machine",
     )
     model_control: Literal["none", "poll", "explicit"] = Field(
         "none", description="none: load all at start; poll: follow the folder; explicit: load and unload by RPC"
@@ -91,8 +96,14 @@ class Settings(BaseSettings):
 
     @property
     def native(self) -> bool:
-        """Whether the transport in Rust is to be used."""
-        return self.transport == "native" or (self.transport == "auto" and _native_installed())
+        """Whether the transport in Rust is to be used.
+
+        It makes room for whatever a message's header announces: a few bytes can end the process. So by itself it serves
+        this machine alone.
+        """
+        return self.transport == "native" or (
+            self.transport == "auto" and _native_installed() and self.host in _THIS_MACHINE
+        )
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.calls import ECHO, ONES, Gate, eventually, infer, load, refusal, request
+from support.concurrent import arrived
 from support.server import Gateway, launch, serving
 
 from tensorgate_client.wire import inference_pb2 as pb
@@ -104,6 +105,23 @@ def test_second_signal_ends_at_once(slow, gate, number):
         gateway.server.signal(number)
         assert gateway.server.wait(30) == 128 + number
         assert call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_large_answer_is_not_cut_off(repository, gate):
+    """An answer of many megabytes that is ready while the server ends still reaches its caller, to the last byte."""
+    large = gate.MODEL.replace('{"y": inputs["x"]}', '{"y": np.resize(inputs["x"], 10_000_000)}')
+    repository.add("slow", {"model.py": "import numpy as np\n" + large}, "max_batch_size: 0\n" + gate.config)
+    with serving(repository.root) as gateway:
+        calls = [start(gateway, value) for value in (1, 2, 3)]
+        eventually(gate.begun)
+        arrived(gateway)
+        gateway.server.signal(signal.SIGTERM)
+        gateway.server.wait_for_log("stopping")
+        gate.open()
+        for value, call in enumerate(calls, 1):
+            (contents,) = call.result(60).raw_output_contents
+            assert contents == np.full(10_000_000, value, np.float32).tobytes()
+        assert gateway.server.wait(30) == 0
 
 
 def test_request_beyond_the_grace_is_cut(slow, gate):
