@@ -34,8 +34,8 @@ _AT_ONCE = 256
 _STREAMS = 512
 """Requests in flight on a connection; each open stream costs some 13 KB, also one that never sends anything."""
 
-
 _LOOK_S = 0.01
+"""How often to ask whether the last answers have left."""
 
 _BROKEN = Status(StatusCode.INTERNAL, "internal error; the server's log has the cause")
 _STOPPED = Status(StatusCode.UNAVAILABLE, "the server is shutting down: try another one")

@@ -133,3 +133,12 @@ async def test_draining_does_not_wait():
     for caller in callers:
         caller.cancel()
     await rig.finish()
+
+
+@on_fake_clock
+async def test_an_urgent_request_waits_for_nobody():
+    """Where requests have priorities, none is held up for callers who may be less urgent."""
+    rig = Rig("max_batch_size: 8 dynamic_batching { priority_levels: 2 default_priority_level: 2 }")
+    await asyncio.gather(*await split(rig, 4, 10))
+    assert max(sizes(rig)) == 3
+    await rig.finish()
