@@ -103,7 +103,7 @@ class Batcher:
             raise ModelNotReady("it is being unloaded: try again shortly, or another server")
         now = self._clock()
         level = self._policy.level(request.priority)
-        shape = self._layout.shape_of(request)
+        shape = request.shape or self._layout.shape_of(request)
         patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
         hurry = min(request.deadline, patience)
         job = Job(request, receiver, shape, level, request.deadline, now, patience, hurry)

@@ -17,12 +17,11 @@ from cachetools import Cache, LRUCache
 
 from gateway.batch import Batch, Outputs
 from gateway.batcher import Batcher
-from gateway.digest import digest
+from gateway.digest import Question, digest
 from gateway.errors import DeadlineExceeded, restated
 from gateway.job import Job, TimeLeft
 from gateway.request import InferenceRequest
 from gateway.stats import ModelStatistics
-from tensorgate_client.framing import InferRequest
 
 _OVERHEAD = 400
 """Bytes of bookkeeping that an entry costs beside its response, as measured; without them small ones would be free."""
@@ -226,12 +225,12 @@ class ModelCache:
         """Drop what this load has kept."""
         await self._store.forget(self._generation)
 
-    def key(self, message: InferRequest, *, typed: bool) -> bytes:
+    def key(self, asked: Question, *, typed: bool) -> bytes:
         """A key of all that can change the response: this load, the tensors sent, the outputs wanted.
 
         Of the request's parameters only the form of the response counts: no backend gets to see any.
         """
-        return digest(message) + self._suffixes[typed]
+        return digest(asked) + self._suffixes[typed]
 
     async def _wait(self, flight: _Flight, waiter: asyncio.Future[bytes]) -> bytes:
         """The flight's response for one of those who wait for it; whoever leaves leaves it to the others."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from backends.base import Array
 from gateway.errors import InvalidRequest, NotOffered
+from gateway.message import Message
 from gateway.request import InferenceRequest, Stages
 from gateway.tensor_rules import TensorRule
-from tensorgate_client.framing import InferRequest
 from tensorgate_client.tensors import (
     TYPED_FIELDS,
     Raw,
@@ -31,7 +31,7 @@ _BINARY = "binary_data_output"
 _PRIORITY, _TIMEOUT = "priority", "timeout"
 """The schedule policy extension's parameters: a level, 1 being the most urgent; microseconds to wait at most."""
 
-UNORDERED = "tensorgate_unordered"
+_UNORDERED = "tensorgate_unordered"
 """Parameter of a stream's request: true lets its response overtake those to requests before it."""
 
 _NOT_OFFERED = {
@@ -40,42 +40,54 @@ _NOT_OFFERED = {
 }
 
 
-def decode_head(
-    model: ServedModel, proto: pb.ModelInferRequest, stages: Stages, deadline: float = inf
-) -> InferenceRequest:
-    """What a ModelInferRequest says about itself: a request still without tensors.
+def decode_head(model: ServedModel, message: Message, stages: Stages, deadline: float = inf) -> InferenceRequest:
+    """What a message says about itself: a request still without tensors.
 
     Args:
         model: that it is for.
-        proto: as parsed.
+        message: as it came.
         stages: began when the message arrived.
         deadline: when the caller stops waiting (`time.perf_counter`).
 
     Raises:
+        DecodeError: it is no ModelInferRequest.
         InvalidRequest: a parameter is of a wrong kind.
     """
+    proto = message.parsed.proto
     request = InferenceRequest(proto.id, {}, 1, (), stages, deadline=deadline)
     if proto.parameters:
         request.typed = not _flag(model, proto, _BINARY, default=True)
-        _flag(model, proto, UNORDERED)  # which streams look at themselves
+        request.unordered = _flag(model, proto, _UNORDERED)
         request.priority = _number(model, proto, _PRIORITY)
         request.timeout_s = _number(model, proto, _TIMEOUT) / 1e6 or inf
     return request
 
 
-def decode_tensors(model: ServedModel, message: InferRequest, request: InferenceRequest) -> None:
+def is_unordered(message: Message) -> bool:
+    """Whether a stream may answer a message before those that came earlier; false for one that is wrong.
+
+    Raises:
+        DecodeError: it is no ModelInferRequest.
+    """
+    parameters = message.parsed.proto.parameters
+    return _UNORDERED in parameters and bool(parameters[_UNORDERED].bool_param)
+
+
+def decode_tensors(model: ServedModel, message: Message, request: InferenceRequest) -> None:
     """Complete a request with its tensors; arrays stay views of the message where the layout allows.
 
     Raises:
         InvalidRequest: a tensor does not fit the model.
+        InvalidInput: tensors do not fit each other.
         NotOffered: the request wants an extension this server lacks.
     """
-    proto = message.proto
-    request.inputs = _decode_inputs(model, proto, message.raw)
+    proto, raw = message.parsed
+    request.inputs = _decode_inputs(model, proto, raw)
     request.rows = _rows(model, proto) if model.max_batch_size else 1
     request.outputs = _requested(model, proto)
     if request.typed:
         _check_typed(model, request.outputs)
+    request.shape = model.layout.shape_of(request)
     request.stages.decode = time.perf_counter_ns()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -17,30 +18,38 @@ from tensorgate_client.wire import inference_pb2 as pb
 _KEY, _NONCE = os.urandom(16), bytes(12)
 _SHORT = AESGCM(_KEY)
 _LONG = Cipher(algorithms.AES(_KEY), modes.GCM(_NONCE))
+_SHORT_BYTES = 4096  # which cost less to copy together than to be hashed one by one
 
 
-def digest(message: InferRequest) -> bytes:
-    """128 bits over everything in a message but the fields that are about the request itself.
+class Question(NamedTuple):
+    """What a message asks of a model.
 
-    Two messages have the same digest if they spell the same tensors, and the outputs they want, in the same way.
+    Attributes:
+        spelled: everything but the fields that are about the request itself and the raw contents, and their lengths.
+        raw: the raw contents.
     """
+
+    spelled: bytes
+    raw: Sequence[Raw]
+
+
+def question(message: InferRequest) -> Question:
+    """What a message asks, as its sender has spelled it."""
     content = pb.ModelInferRequest()
     content.CopyFrom(message.proto)
-    content.ClearField("model_name")
-    content.ClearField("model_version")
-    content.ClearField("id")
-    content.ClearField("parameters")
-    spelled = content.SerializeToString(deterministic=True)
-    if content.raw_input_contents or not message.raw:
-        return _SHORT.encrypt(_NONCE, b"", spelled)
-    return _of_parts(spelled, message.raw)
+    for name in ("model_name", "model_version", "id", "parameters", "raw_input_contents"):
+        content.ClearField(name)
+    tensors = content.SerializeToString(deterministic=True)
+    lengths = ",".join(str(len(contents)) for contents in (tensors, *message.raw))
+    return Question(b"%b;%b" % (lengths.encode(), tensors), message.raw)
 
 
-def _of_parts(spelled: bytes, raw: Sequence[Raw]) -> bytes:
-    """The digest of large tensors, which are not copied together; their lengths say where each begins."""
-    lengths = ",".join(str(len(contents)) for contents in (spelled, *raw))
+def digest(asked: Question) -> bytes:
+    """128 bits, the same for messages that spell the same tensors, and the outputs they want, in the same way."""
+    if sum(map(len, asked.raw)) <= _SHORT_BYTES:
+        return _SHORT.encrypt(_NONCE, b"", b"".join((asked.spelled, *asked.raw)))
     authenticator = _LONG.encryptor()
-    for part in (b"\0" + lengths.encode(), spelled, *raw):  # no protobuf message begins with a zero
+    for part in (asked.spelled, *asked.raw):
         authenticator.authenticate_additional_data(part)
     authenticator.finalize()
     return authenticator.tag

@@ -17,16 +17,18 @@ from gateway.batch import Batch, BatchLayout
 from gateway.batcher import Batcher
 from gateway.batching_policy import BatchingPolicy
 from gateway.cache import ModelCache, ResponseCache
-from gateway.decode import decode_head, decode_tensors
-from gateway.encode import encode
+from gateway.decode import decode_head, decode_tensors, is_unordered
+from gateway.digest import Question, question
+from gateway.encode import Encoder
 from gateway.errors import InvalidRequest, NotOffered, restated
+from gateway.heads import KnownHeads
 from gateway.instances import Instance, ThreadInstance, Worker
+from gateway.message import Message
 from gateway.padding import Padding
 from gateway.request import InferenceRequest, Stages
 from gateway.stats import ModelStatistics
 from gateway.tensor_rules import TensorRule, rules
 from tensorgate_client import framing
-from tensorgate_client.framing import InferRequest
 from tensorgate_client.wire import model_config_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -57,25 +59,26 @@ class ServedModel:
         self.layout = BatchLayout(self.inputs, self.outputs, Padding.of(config))
         self.stats = ModelStatistics()
         self._batcher = Batcher(runtime.instances, BatchingPolicy.of(config), self.layout, self.stats.executed)
+        self._encoder = Encoder(self.name, version)
+        self._heads = KnownHeads()
         self._cache = cache and ModelCache(
-            cache, self._batcher, partial(encode, self.name, version), self.stats, parameters.cache_ttl_s(config)
+            cache, self._batcher, self._encoder.encode, self.stats, parameters.cache_ttl_s(config)
         )
 
     def __repr__(self) -> str:
         return f"<ServedModel {self.name}/{self.version} {self._batcher!r} {self._cache!r}>"
 
-    async def infer(
-        self, message: InferRequest, stages: Stages, deadline: float = inf, *, windowed: bool = False
-    ) -> bytes:
+    async def infer(self, message: Message, stages: Stages, deadline: float = inf, *, windowed: bool = False) -> bytes:
         """A serialized ModelInferResponse. A caller who is cancelled disturbs nobody else.
 
         Args:
-            message: the parsed request.
+            message: the request.
             stages: began when the message arrived.
             deadline: when the caller stops waiting (`time.perf_counter`).
             windowed: whether its sender keeps to a window, so that no limit of the queue need apply.
 
         Raises:
+            DecodeError: the message is no ModelInferRequest.
             InvalidRequest: the request does not fit the model.
             NotOffered: it wants an extension this server lacks.
             ModelNotReady: the version is being closed.
@@ -85,11 +88,17 @@ class ServedModel:
             ExecutionFailed: the backend fails on this request.
         """
         try:
-            request = decode_head(self, message.proto, stages, deadline)
+            head = self._heads.of(message)
+            if head:
+                request = head.decode_head(message, stages, deadline)
+                decode = partial(head.decode_tensors, message, request)
+            else:
+                request = decode_head(self, message, stages, deadline)
+                decode = partial(self._decode_and_learn, message, request)
             request.windowed = windowed
-            decode = partial(decode_tensors, self, message, request)
             if self._cache:
-                response = await self._kept_or_computed(self._cache, message, request, decode)
+                asked = head.question(message) if head else question(message.parsed)
+                response = await self._kept_or_computed(self._cache, asked, request, decode)
             else:
                 decode()
                 response = await self._computed(request)
@@ -103,16 +112,26 @@ class ServedModel:
         self.stats.succeeded(stages)
         return response
 
+    def is_unordered(self, message: Message) -> bool:
+        """Whether a stream may answer a message before those that came earlier."""
+        if head := self._heads.of(message):
+            return head.request.unordered
+        return is_unordered(message)
+
+    def _decode_and_learn(self, message: Message, request: InferenceRequest) -> None:
+        decode_tensors(self, message, request)
+        self._heads.learn(message, request)
+
     async def _computed(self, request: InferenceRequest) -> bytes:
         outputs, batch = await self._batcher.infer(request)
-        response = encode(self.name, self.version, request, outputs, request.id)
+        response = self._encoder.encode(request, outputs, request.id)
         self._note(request, batch)
         return response
 
     async def _kept_or_computed(
-        self, cache: ModelCache, message: InferRequest, request: InferenceRequest, decode: Callable[[], None]
+        self, cache: ModelCache, asked: Question, request: InferenceRequest, decode: Callable[[], None]
     ) -> bytes:
-        response, batch = await cache.infer(cache.key(message, typed=request.typed), request, decode)
+        response, batch = await cache.infer(cache.key(asked, typed=request.typed), request, decode)
         if batch:
             self._note(request, batch)
         return framing.append_id(response, request.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -48,6 +49,8 @@ class InferenceRequest:
         timeout_s: how long the request may wait to be executed, infinite if the caller does not say.
         priority: as the caller sent it, 1 being the most urgent; 0 if it did not.
         windowed: whether a stream's window bounds it, so that no queue has to.
+        unordered: whether a stream may answer it before those that came earlier.
+        shape: equal for requests that may share a batch; None while it is not known.
     """
 
     id: str
@@ -60,3 +63,5 @@ class InferenceRequest:
     timeout_s: float = inf
     priority: int = 0
     windowed: bool = False
+    unordered: bool = False
+    shape: Hashable = None

@@ -12,13 +12,13 @@ from google.protobuf.message import Message
 from gateway import streaming
 from gateway.catalogue import State
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered, let_go
+from gateway.message import read
 from gateway.repository import Repository
 from gateway.request import Stages
 from gateway.state import ServerState
 from gateway.status import Status, status_of
 from gateway.streaming import Stream, StreamLimits
 from gateway.transport import Method, OpenStream
-from tensorgate_client import framing
 from tensorgate_client.wire import inference_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -140,15 +140,15 @@ class Servicer:
                 stats.memory_usage.add(type=kind, id=number, byte_size=held)
         return response
 
-    async def _model_infer(self, message: bytes, deadline: float) -> bytes:
+    async def _model_infer(self, data: bytes, deadline: float) -> bytes:
         if self._state.draining:
             raise ModelNotReady("the server is shutting down: try another one")
         stages = Stages()
-        parsed = framing.parse_infer_request(message)
-        model = self._catalogue.find(parsed.proto.model_name, parsed.proto.model_version)
-        response = await model.infer(parsed, stages, deadline)
+        message = read(data)
+        model = self._catalogue.find(message.name, message.version)
+        response = await model.infer(message, stages, deadline)
         if self._debug:
-            _log.debug("%s/%d id=%r %s", model.name, model.version, parsed.proto.id, stages)
+            _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
         return response
 
     async def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:

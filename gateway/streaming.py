@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from gateway.decode import UNORDERED
 from gateway.encode import encode_stream_error
 from gateway.errors import ModelNotReady, ResponseTooLarge, let_go
+from gateway.message import Message, read
 from gateway.model import ServedModel
 from gateway.request import Stages
 from gateway.state import ServerState
@@ -45,6 +45,9 @@ class StreamLimits:
 
     window: int
     max_message_bytes: int
+
+
+_UNREADABLE = Message(b"", "", "", "", 0)
 
 
 class _Pending:
@@ -116,26 +119,25 @@ class Stream:
             self._has_room.clear()
             await self._has_room.wait()
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Begin a serialized ModelInferRequest; whatever is wrong with it becomes its answer."""
         if self.ended:  # the stream's status tells that it was not taken up
             return
-        pending = _Pending(max(len(message), self._latest))
+        pending = _Pending(max(len(data), self._latest))
         self._pending += 1
         self._bytes += pending.size
         self._state.enter()
-        stages, proto = Stages(), pb.ModelInferRequest()
+        stages, message = Stages(), _UNREADABLE
         try:
-            request = framing.parse_infer_request(message)
-            proto = request.proto
-            pending.unordered = UNORDERED in proto.parameters and proto.parameters[UNORDERED].bool_param
-            model = self._find(proto.model_name, proto.model_version)
+            message = read(data)
+            model = self._find(message.name, message.version)
+            pending.unordered = model.is_unordered(message)
         except Exception as error:  # as for a unary call: nothing but a status reaches the caller
             self._enqueue(pending)
-            self._fail(pending, _head(proto, proto.model_version), error)
+            self._fail(pending, _head(message, message.version), error)
             return
         self._enqueue(pending)
-        task = self._loop.create_task(self._answer(pending, model, request, stages))
+        task = self._loop.create_task(self._answer(pending, model, message, stages))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -173,17 +175,15 @@ class Stream:
         if not pending.unordered:
             self._in_order.append(pending)
 
-    async def _answer(
-        self, pending: _Pending, model: ServedModel, request: framing.InferRequest, stages: Stages
-    ) -> None:
+    async def _answer(self, pending: _Pending, model: ServedModel, message: Message, stages: Stages) -> None:
         try:
-            response = framing.stream_response(await model.infer(request, stages, self._deadline, windowed=True))
+            response = framing.stream_response(await model.infer(message, stages, self._deadline, windowed=True))
             self._check_size(response)
         except Exception as error:  # as for a unary call
-            self._fail(pending, _head(request.proto, str(model.version)), error)
+            self._fail(pending, _head(message, str(model.version)), error)
             return
         if self._debug:
-            _log.debug("%s/%d id=%r %s", model.name, model.version, request.proto.id, stages)
+            _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
         self._settle(pending, response)
 
     def _fail(self, pending: _Pending, head: pb.ModelInferResponse, error: Exception) -> None:
@@ -211,6 +211,6 @@ class Stream:
         self._has_room.set()
 
 
-def _head(proto: pb.ModelInferRequest, version: str) -> pb.ModelInferResponse:
+def _head(message: Message, version: str) -> pb.ModelInferResponse:
     """Which request it is that failed, as far as it could be read."""
-    return pb.ModelInferResponse(id=proto.id, model_name=proto.model_name, model_version=version)
+    return pb.ModelInferResponse(id=message.id, model_name=message.name, model_version=version)

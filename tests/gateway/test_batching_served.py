@@ -20,6 +20,8 @@ from support.models import RepositoryBuilder, linear
 from support.server import Gateway, serving
 from support.zoo import LINEAR_CONFIG, add_linears, onnx_classifier
 
+from tensorgate_client.wire import inference_pb2 as pb
+
 Code = grpc.StatusCode
 EIGHT = "max_batch_size: 8\n"
 WHEN_FULL = "dynamic_batching { max_queue_delay_microseconds: 50000000 }\n"
@@ -216,7 +218,8 @@ def test_nothing_accepted_is_lost(repository: RepositoryBuilder, gate: Gate, how
         leaving = leave(gateway, how, lambda: repository.add("gated", files))
         leaving.start()
         if how == "unload":
-            eventually(lambda: refusal(lambda: infer(gateway, "gated", np.float32([1]), "x"))[0] is Code.NOT_FOUND)
+            eventually(lambda: not gateway.stub.ModelReady(pb.ModelReadyRequest(name="gated")).ready)
+            assert refusal(lambda: infer(gateway, "gated", np.float32([1]), "x"))[0] is Code.NOT_FOUND
         elif how == "reload":
             leaving.join(60)  # a load returns when the new model serves, however long the former one still works
         assert not any(call.done() for call in calls)

@@ -80,8 +80,9 @@ async def test_tensors_are_told_apart_by_where_they_end(halves):
 def test_processes_have_keys_of_their_own():
     """What a request hashes to cannot be foreseen from outside: it changes with every start of the server."""
     script = (
-        "from gateway.digest import digest; from tensorgate_client import encode_infer_request as encode, framing;"
-        "print(digest(framing.parse_infer_request(encode('m', {}).SerializeToString())).hex())"
+        "from gateway.digest import digest, question;"
+        "from tensorgate_client import encode_infer_request as encode, framing;"
+        "print(digest(question(framing.parse_infer_request(encode('m', {}).SerializeToString()))).hex())"
     )
     run = lambda: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: E731
     first, second = (run().stdout for _ in range(2))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gateway.cache import ModelCache, ResponseCache
-from gateway.encode import encode
+from gateway.digest import question
+from gateway.encode import Encoder
 from gateway.request import InferenceRequest
 from gateway.stats import ModelStatistics
 from support.batching import Call, Rig, request
@@ -22,14 +23,14 @@ from tensorgate_client.wire import inference_pb2 as pb
 
 def encode_response(wanted: InferenceRequest, outputs: Mapping[str, Any]) -> bytes:
     """As the gateway does it."""
-    return encode("model", 1, wanted, outputs)
+    return Encoder("model", 1).encode(wanted, outputs)
 
 
 def key_of(cache: ModelCache, wanted: InferenceRequest) -> bytes:
     """The key of a request as its caller sends it."""
     outputs = () if wanted.outputs == ("y",) else wanted.outputs
     message = encode_infer_request("model", wanted.inputs, outputs=outputs, request_id=wanted.id)
-    return cache.key(framing.parse_infer_request(message.SerializeToString()), typed=wanted.typed)
+    return cache.key(question(framing.parse_infer_request(message.SerializeToString())), typed=wanted.typed)
 
 
 def output(response: bytes) -> np.ndarray:

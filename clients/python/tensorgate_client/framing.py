@@ -60,17 +60,32 @@ def serialize_infer_response(response: pb.ModelInferResponse, raw: Iterable[Raw]
     """`response`, which holds no raw contents of its own, with `raw` as its raw_output_contents."""
     parts: list[Raw] = [response.SerializeToString()]
     for contents in raw:
-        parts.append(_varint(_RESPONSE_TAG) + _varint(len(contents)))
+        parts.append(raw_output_head(len(contents)))
         parts.append(contents)
     return b"".join(parts)
+
+
+def raw_input_head(length: int) -> bytes:
+    """What stands before raw_input_contents of `length` bytes in a serialized ModelInferRequest."""
+    return _varint(_REQUEST_TAG) + _varint(length)
+
+
+def raw_output_head(length: int) -> bytes:
+    """What stands before raw_output_contents of `length` bytes in a serialized ModelInferResponse."""
+    return _varint(_RESPONSE_TAG) + _varint(length)
+
+
+def id_field(request_id: str) -> bytes:
+    """A response's id, to be put anywhere between its fields."""
+    encoded = request_id.encode()
+    return b"".join((_ID_TAG, _varint(len(encoded)), encoded))
 
 
 def append_id(response: bytes, request_id: str) -> bytes:
     """A serialized ModelInferResponse that lacks an id, with one; fields may come in any order."""
     if not request_id:
         return response
-    encoded = request_id.encode()
-    return b"".join((response, _ID_TAG, _varint(len(encoded)), encoded))
+    return response + id_field(request_id)
 
 
 def stream_response(response: bytes) -> bytes:
@@ -116,6 +131,8 @@ def _read_varint(message: bytes, offset: int) -> tuple[int, int]:
 
 
 def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ TYPED_FIELDS: Mapping[str, str] = {
 
 _TEXT_KINDS = "SUT"  # numpy's byte strings and text of fixed width, and its text of any
 _LENGTH = struct.Struct("<I")
+_LITTLE_ENDIAN = sys.byteorder == "little"
+_SMALL = 4096
 
 
 class TensorError(ValueError):
@@ -108,6 +111,8 @@ def to_raw(array: Array) -> Raw:
     if array.dtype.hasobject or array.dtype.kind in _TEXT_KINDS:
         elements = [_as_bytes(element) for element in array.ravel().tolist()]
         return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
+    if array.nbytes <= _SMALL and array.dtype.isnative and _LITTLE_ENDIAN:
+        return array.tobytes()  # costs less than a view
     little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return np.ascontiguousarray(little_endian).reshape(-1).view(np.uint8).data
 
