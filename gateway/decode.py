@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
+
 from backends.base import Array
 from gateway.errors import InvalidRequest, NotOffered
 from gateway.message import Message
@@ -64,12 +66,11 @@ def decode_head(model: ServedModel, message: Message, stages: Stages, deadline: 
 
 
 def is_unordered(message: Message) -> bool:
-    """Whether a stream may answer a message before those that came earlier; false for one that is wrong.
-
-    Raises:
-        DecodeError: it is no ModelInferRequest.
-    """
-    parameters = message.parsed.proto.parameters
+    """Whether a stream may answer a message before those that came earlier; no matter what else is wrong with it."""
+    try:
+        parameters = message.parsed.proto.parameters
+    except (DecodeError, InvalidRequest):
+        return False
     return _UNORDERED in parameters and bool(parameters[_UNORDERED].bool_param)
 
 

@@ -57,6 +57,13 @@ class ResponseTooLarge(GatewayError):
         super().__init__(f"response larger than max ({size} vs. {limit}): --max-message-mb sets the limit")
 
 
+class RequestTooLarge(GatewayError):
+    """The request is larger than a message may be."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"request larger than max ({size} vs. {limit}): --max-message-mb sets the limit")
+
+
 class ExecutionFailed(GatewayError):
     """The model failed on valid input. The cause stays in the server's log, under the error's id."""
 

@@ -1,7 +1,7 @@
 """The transport in Rust: HTTP/2 and gRPC framing on threads of their own, outside the interpreter's lock.
 
-Unary RPCs reach the event loop as events, many at a time. What else arrives, streams and other services, is handed on
-to a grpc.aio server on a socket that only this process knows.
+Unary RPCs reach the event loop as events, many at a time. Whatever else arrives is handed on, on a socket that only
+this process knows, to `http2.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-import grpc
 from grpc import StatusCode
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
+from gateway.http2 import Http2Server
+from gateway.http2_call import Call
+from gateway.services import Services
 from gateway.status import Status
-from gateway.transport import CannotListen, Method
+from gateway.transport import CannotListen, Method, OpenStream, carry
 
 _log = logging.getLogger(__name__)
 
@@ -42,21 +44,31 @@ _STOPPED = Status(StatusCode.UNAVAILABLE, "the server is shutting down: try anot
 
 
 class NativeTransport:
-    """pygrpc-native in front of grpc.aio.
+    """pygrpc-native for unary RPCs, and for the rest in front of `http2.py`.
 
     Args:
-        behind: with every service that is not in `methods`.
+        services: every other service.
         methods: unary RPCs by path.
+        streams: bidirectional RPCs by path.
         max_message_bytes: of a request or response.
     """
 
-    def __init__(self, behind: grpc.aio.Server, methods: Mapping[str, Method], max_message_bytes: int) -> None:
-        self._behind = behind
+    def __init__(
+        self,
+        services: Services,
+        methods: Mapping[str, Method],
+        streams: Mapping[str, OpenStream],
+        max_message_bytes: int,
+    ) -> None:
+        self._services = services
+        self._streams = streams
+        self._endpoint = Http2Server(self._hand_on, max_message_bytes)
         self._paths = list(methods)
         self._methods = list(methods.values())
         self._limit = max_message_bytes
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
+        self._open_streams = 0
         self._folder: Path | None = None
 
     def bind(self, address: str) -> int:
@@ -73,9 +85,8 @@ class NativeTransport:
     async def start(self) -> None:
         """As `Transport.start`."""
         self._folder = Path(tempfile.mkdtemp(prefix="tensorgate-"))
-        socket = self._folder / "grpc"
-        self._behind.add_insecure_port(f"unix:{socket}")
-        await self._behind.start()
+        socket = self._folder / "http2"
+        await self._endpoint.start(socket)
         self._front.set_fallback(str(socket))
         self._front.start()
         threading.Thread(target=self._receive, name="native-transport", daemon=True).start()
@@ -85,23 +96,34 @@ class NativeTransport:
 
     async def sent(self) -> None:
         """As `Transport.sent`."""
-        while self._unsent():  # noqa: ASYNC110  # it only tells when asked
+        while self._unsent() or self._open_streams:  # noqa: ASYNC110  # it only tells when asked
             await asyncio.sleep(_LOOK_S)
 
     def _unsent(self) -> int:
-        """Calls whose caller has not been given a status yet; closing would cut their answers off."""
+        """Unary calls whose caller has not been given a status yet; closing would cut their answers off."""
         counted = (self._front.metrics() or {"methods": {}})["methods"].values()
         return sum(each["started"] - sum(ended["count"] for ended in each["status"].values()) for each in counted)
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
-        stopping = asyncio.create_task(self._behind.stop(grace_s))
         for task in self._tasks.values():
             task.cancel()
-        await stopping
+        await self._endpoint.stop(grace_s)
         await asyncio.to_thread(self._front.close)
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _hand_on(self, call: Call) -> Status | None:
+        if open_stream := self._streams.get(call.path):
+            self._open_streams += 1
+            try:
+                with open_stream(call.deadline, call.headers) as stream:
+                    status = await carry(stream, call)
+                await call.flush()
+            finally:
+                self._open_streams -= 1
+            return status
+        return await self._services.serve(call)
 
     def _receive(self) -> None:
         try:

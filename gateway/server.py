@@ -8,10 +8,11 @@ import os
 import signal
 from collections.abc import Awaitable
 from contextlib import suppress
+from typing import Any
 
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from backends.registry import Registry
 from gateway import layout, polling
@@ -22,7 +23,7 @@ from gateway.servicer import SERVICE, Servicer
 from gateway.settings import Settings
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
-from gateway.transport import CannotListen, GrpcioTransport, Transport, add_streams, aio_server
+from gateway.transport import CannotListen, GrpcioTransport, Transport, aio_server
 from tensorgate_client.wire import inference_pb2, model_config_pb2
 
 _log = logging.getLogger(__name__)
@@ -83,20 +84,27 @@ class Server:
     async def _assemble(self) -> Transport:
         limit = self._settings.max_message_mb * 1024 * 1024
         explicit = self._settings.model_control == "explicit"
-        server = aio_server(limit)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._note_server(ready=False)
-        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server, pool=_reflected())
         limits = StreamLimits(self._settings.stream_window, limit)
         servicer = Servicer(self._repository, self._state, limits, explicit=explicit)
-        add_streams(server, servicer.streams())
-        methods = servicer.methods()
+        methods, streams = servicer.methods(), servicer.streams()
         if self._settings.native:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
+            from gateway.services import Services  # noqa: PLC0415  # only used there
 
-            return NativeTransport(server, methods, limit)
-        return GrpcioTransport(server, methods)
+            services = Services()
+            self._add_services(services)
+            return NativeTransport(services, methods, streams, limit)
+        server = aio_server(limit)
+        self._add_services(server)
+        return GrpcioTransport(server, methods, streams)
+
+    def _add_services(self, server: Any) -> None:
+        """Add health and reflection to what is, or stands for, a grpc.aio server."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflecting = reflection.aio.ReflectionServicer(names, pool=_reflected())
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, server)
 
     async def load(self) -> None:
         """Load the models that the control mode asks for, then turn readiness on."""

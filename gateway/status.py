@@ -23,6 +23,7 @@ _CODES: dict[type[Exception], StatusCode] = {
     errors.NotOffered: StatusCode.UNIMPLEMENTED,
     errors.NotAllowed: StatusCode.FAILED_PRECONDITION,
     errors.ModelLoadFailed: StatusCode.FAILED_PRECONDITION,
+    errors.RequestTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     errors.ResponseTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     InvalidInput: StatusCode.INVALID_ARGUMENT,
 }

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from gateway.decode import is_unordered
 from gateway.encode import encode_stream_error
 from gateway.errors import ModelNotReady, ResponseTooLarge, let_go
 from gateway.message import Message, read
@@ -133,6 +134,7 @@ class Stream:
             model = self._find(message.name, message.version)
             pending.unordered = model.is_unordered(message)
         except Exception as error:  # as for a unary call: nothing but a status reaches the caller
+            pending.unordered = is_unordered(message)
             self._enqueue(pending)
             self._fail(pending, _head(message, message.version), error)
             return

@@ -20,6 +20,18 @@ OpenStream: TypeAlias = Callable[[float, Mapping[str, object]], Stream]
 """A bidirectional RPC: the caller's deadline (`time.perf_counter`) and metadata to what becomes of its messages."""
 
 
+class Messages(Protocol):
+    """A call whose messages pass as bytes; grpc.aio's context is one."""
+
+    async def read(self) -> Any:
+        """The next message; after the last one something else."""
+        ...
+
+    async def write(self, message: bytes, /) -> None:
+        """Send a message; returns when there is room for another."""
+        ...
+
+
 class CannotListen(Exception):
     """The address is taken, or not this machine's."""
 
@@ -69,11 +81,6 @@ def aio_server(max_message_bytes: int) -> grpc.aio.Server:
     )
 
 
-def add_streams(server: grpc.aio.Server, streams: Mapping[str, OpenStream]) -> None:
-    """Have a server carry bidirectional RPCs, by path; it does so in both transports."""
-    _add(server, {path: grpc.stream_stream_rpc_method_handler(_streaming(opened)) for path, opened in streams.items()})
-
-
 def _add(server: grpc.aio.Server, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for path, handler in handlers.items():
@@ -87,12 +94,19 @@ class GrpcioTransport:
     """grpc.aio alone.
 
     Args:
-        server: with every service that is not in `methods`.
+        server: with every other service.
         methods: unary RPCs by path.
+        streams: bidirectional RPCs by path.
     """
 
-    def __init__(self, server: grpc.aio.Server, methods: Mapping[str, Method]) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, methods: Mapping[str, Method], streams: Mapping[str, OpenStream]
+    ) -> None:
         _add(server, {path: grpc.unary_unary_rpc_method_handler(_unary(method)) for path, method in methods.items()})
+        _add(
+            server,
+            {path: grpc.stream_stream_rpc_method_handler(_streaming(opened)) for path, opened in streams.items()},
+        )
         self._server = server
         self._stopping: asyncio.Task[None] | None = None
 
@@ -135,23 +149,29 @@ def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
 def _streaming(open_stream: OpenStream) -> Callable[[object, Any], Awaitable[None]]:
     async def handle(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         with open_stream(_deadline(context), dict(context.invocation_metadata() or ())) as stream:
-            reading = asyncio.create_task(_read(context, stream))
-            try:
-                while isinstance(response := await stream.next(), bytes):
-                    await context.write(response)
-                    stream.sent(response)
-            finally:
-                reading.cancel()
-        if response:
-            _end_with(context, response)
+            status = await carry(stream, context)
+        if status:
+            _end_with(context, status)
 
     return handle
 
 
-async def _read(context: grpc.aio.ServicerContext[Any, Any], stream: Stream) -> None:
+async def carry(stream: Stream, call: Messages) -> Status | None:
+    """Take a stream's messages from a call and bring it the responses; the status to end with, None if all is well."""
+    reading = asyncio.create_task(_read(stream, call))
+    try:
+        while isinstance(response := await stream.next(), bytes):
+            await call.write(response)
+            stream.sent(response)
+    finally:
+        reading.cancel()
+    return response
+
+
+async def _read(stream: Stream, call: Messages) -> None:
     try:
         # An empty message is one, too: only the end is not bytes.
-        while isinstance(message := await context.read(), bytes):
+        while isinstance(message := await call.read(), bytes):
             stream.receive(message)
             if stream.full:
                 await stream.room()
