@@ -79,8 +79,8 @@ class MetricsEndpoint:
             return HTTPStatus.NOT_FOUND, _TEXT, f"the metrics are at {_PATH}\n".encode()
         if method != "GET":
             return HTTPStatus.METHOD_NOT_ALLOWED, _TEXT, b"use GET\n"
-        accept = ", ".join(BytesHeaderParser().parsebytes(fields).get_all("Accept", []))
         try:
+            accept = ", ".join(map(str, BytesHeaderParser().parsebytes(fields).get_all("Accept", [])))
             loop = asyncio.get_running_loop()
             page, content_type = await loop.run_in_executor(self._writer, self._page.write, self._read(), accept)
         except Exception:  # whatever it is, whoever scrapes gets an answer, and requests theirs

@@ -67,7 +67,12 @@ def test_other_paths_and_methods_are_told_apart(repository: RepositoryBuilder) -
         assert fetch(f"{url}?name=value")[0].startswith("# HELP nv_")
 
 
-@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02", b"GET /metrics", b"GET\r\n\r\n", b"x" * 100_000])
+GET = b"GET /metrics HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"\x16\x03\x01\x02", GET, b"GET\r\n\r\n", GET + b"Accept: \xff\r\n : \0\r\n\r\n", b"x" * 100_000]
+)
 def test_strangers_do_no_harm(repository: RepositoryBuilder, sent: bytes) -> None:
     """What is no HTTP, or stops in the middle of it, keeps neither scrapes nor requests from being answered."""
     repository.add("echo", config=ECHO)
