@@ -14,8 +14,8 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## train, export, serve and measure a small model, in under a minute
 	@$(BIN)/tensorgate demo
 
-serve: $(VENV)/.demo  ## the same, and leave the server running on port 8001
-	@$(BIN)/tensorgate demo --keep --port 8001
+serve: $(VENV)/.demo  ## the same, and leave the server running on port 8001, its metrics on 8002
+	@$(BIN)/tensorgate demo --keep --port 8001 --metrics-port 8002
 
 test: $(VENV)/.dev  ## run the test suite
 	$(BIN)/pytest

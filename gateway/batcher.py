@@ -74,6 +74,11 @@ class Batcher:
         retrying = sum(1 for _ in self._retries)
         return f"<Batcher waiting={len(self._queue)} running={len(self._ends)} retrying={retrying}>"
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to be executed, without those of a batch that failed and is tried apart."""
+        return len(self._queue)
+
     async def infer(self, request: InferenceRequest) -> tuple[Outputs, Batch]:
         """A request's own outputs, and the batch it ran in. A cancelled caller leaves its batch undisturbed.
 

@@ -38,6 +38,17 @@ _Entry: TypeAlias = tuple[bytes, float, int]
 business, which matters when there are a million."""
 
 
+class _Entries(LRUCache[Hashable, _Entry]):
+    """Counts what gives way."""
+
+    evictions = 0
+
+    def popitem(self) -> tuple[Hashable, _Entry]:
+        """As the cache does to make room."""
+        self.evictions += 1
+        return super().popitem()
+
+
 class ResponseCache:
     """Serialized responses by key, the least recently used giving way first.
 
@@ -47,16 +58,31 @@ class ResponseCache:
     """
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._entries: LRUCache[Hashable, _Entry] = LRUCache(max_bytes, lambda entry: len(entry[0]) + _OVERHEAD)
+        self._entries = _Entries(max_bytes, lambda entry: len(entry[0]) + _OVERHEAD)
         self._clock = clock
 
     def __repr__(self) -> str:
         return f"<ResponseCache entries={len(self._entries)} bytes={self.used_bytes} of {self._entries.maxsize:.0f}>"
 
     @property
+    def entries(self) -> int:
+        """How many there are."""
+        return len(self._entries)
+
+    @property
     def used_bytes(self) -> int:
         """Size of all entries."""
         return int(self._entries.currsize)
+
+    @property
+    def max_bytes(self) -> int:
+        """The most that they may take."""
+        return int(self._entries.maxsize)
+
+    @property
+    def evictions(self) -> int:
+        """Entries that gave way to others so far."""
+        return self._entries.evictions
 
     def get(self, key: bytes) -> bytes | None:
         """The response kept under `key`."""

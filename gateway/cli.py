@@ -118,12 +118,13 @@ def _add_demo(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
     )
     parser.add_argument("--keep", action="store_true", help="leave the server running and say how to call it")
     parser.add_argument("--directory", type=Path, default=Path("demo-models"), help="model repository to write")
-    parser.add_argument("--port", type=int, default=0, help="port to serve on (default: a free one)")
+    for flag, what in (("--port", "port to serve on"), ("--metrics-port", "port of /metrics")):
+        parser.add_argument(flag, type=int, default=0, help=f"{what} (default: a free one)")
 
     def run(parsed: Namespace) -> int:
         from gateway import demo  # noqa: PLC0415  # grpc takes a moment to import
 
-        return demo.run(parsed.directory, port=parsed.port, keep=parsed.keep)
+        return demo.run(parsed.directory, port=parsed.port, metrics_port=parsed.metrics_port, keep=parsed.keep)
 
     parser.set_defaults(run=run)
 

@@ -103,7 +103,7 @@ class ServedModel:
                 decode()
                 response = await self._computed(request)
         except BaseException as error:
-            self.stats.failed(stages)
+            self.stats.failed(stages, error)
             if isinstance(error, Exception) and not isinstance(error, (InvalidRequest, NotOffered)):
                 told = restated(error, f"model '{self.name}'")
                 raise told from told.__cause__
@@ -111,6 +111,11 @@ class ServedModel:
         stages.encode = time.perf_counter_ns()
         self.stats.succeeded(stages)
         return response
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to be executed."""
+        return self._batcher.waiting
 
     def is_unordered(self, message: Message) -> bool:
         """Whether a stream may answer a message before those that came earlier."""

@@ -191,7 +191,7 @@ class Repository:
             current.fail(reason := _reason(error, self._root))
             _log.error("model %s version %d: %s", folder.name, number, current.reason, exc_info=_unforeseen(error))
             return f"version {number}: {reason}"
-        seconds = time.monotonic() - started
+        model.stats.load_s = seconds = time.monotonic() - started
         _log.info("model %s version %d ready in %.1f s on %s", folder.name, number, seconds, model.config.backend)
         self._replace(entry, number, Version(State.READY, model=model, fingerprint=fingerprint))
         return ""

@@ -8,6 +8,8 @@ import os
 import signal
 from collections.abc import Awaitable
 from contextlib import suppress
+from importlib.metadata import version
+from platform import python_version
 from typing import Any
 
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -17,9 +19,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from backends.registry import Registry
 from gateway import layout, polling
 from gateway.cache import ResponseCache
+from gateway.metrics import MetricsPage, ModelReading, Reading
+from gateway.metrics_http import MetricsEndpoint
 from gateway.model import Loader
 from gateway.repository import Repository
-from gateway.servicer import SERVICE, Servicer
+from gateway.servicer import NAME, SERVICE, Servicer
 from gateway.settings import Settings
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
@@ -46,12 +50,13 @@ class Server:
         self._settings = settings
         self._state = ServerState()
         self._health = health.aio.HealthServicer()
-        cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
-        loader = Loader(Registry(), settings.default_max_batch_size, cache)
+        self._cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
+        loader = Loader(Registry(), settings.default_max_batch_size, self._cache)
         self._repository = Repository(settings.model_repository, loader, self._note_model)
         self._wanted: list[str] = []
         self._polling: asyncio.Task[None] | None = None
         self._transport: Transport | None = None
+        self._metrics: MetricsEndpoint | None = None
 
     def __repr__(self) -> str:
         return f"<Server {self._settings.host} in_flight={self._state.in_flight} {self._repository!r}>"
@@ -77,9 +82,40 @@ class Server:
                 f"cannot listen on {_address(settings, settings.port)}: the port is taken or the address is not this "
                 "machine's; --port and --host choose others"
             ) from error
+        await self._start_metrics()
         await transport.start()
         self._transport = transport
         return port
+
+    async def _start_metrics(self) -> None:
+        settings = self._settings
+        if settings.metrics_port is None:
+            return
+        transport = "native" if settings.native else "grpcio"
+        page = MetricsPage({"version": version(NAME), "transport": transport, "python": python_version()})
+        address = _address(settings, settings.metrics_port)
+        try:
+            self._metrics = MetricsEndpoint(settings.host, settings.metrics_port, self._reading, page)
+        except OSError as error:
+            raise CannotListen(
+                f"cannot serve metrics on {address}: the port is taken or the address is not this machine's; "
+                "--metrics-port chooses another, '--metrics-port off' does without"
+            ) from error
+        await self._metrics.start()
+        _log.info("metrics on http://%s/metrics", _address(settings, self._metrics.port))
+
+    def _reading(self) -> Reading:
+        """All counters at this moment."""
+        ready = self._repository.catalogue.ready("", "")
+        return Reading(
+            [ModelReading(model.name, str(model.version), model.stats.copy(), model.waiting) for model in ready],
+            in_flight=self._state.in_flight,
+            streams=self._state.streams,
+            cache_entries=self._cache.entries,
+            cache_bytes=self._cache.used_bytes,
+            cache_max_bytes=self._cache.max_bytes,
+            cache_evictions=self._cache.evictions,
+        )
 
     async def _assemble(self) -> Transport:
         limit = self._settings.max_message_mb * 1024 * 1024
@@ -139,6 +175,8 @@ class Server:
         if finished and not await _within(self._repository.aclose(), max(deadline, now() + _CLOSE_S)):
             finished = False
             _log.warning("models still busy after %g s of grace, so not closed: %r", grace, self._repository)
+        if self._metrics:
+            self._metrics.close()
         return finished
 
     async def _note_server(self, *, ready: bool) -> None:

@@ -46,6 +46,10 @@ def _split(names: Any) -> Any:
     return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
 
 
+def _unless_off(port: Any) -> Any:
+    return None if port == "off" else port
+
+
 class Settings(BaseSettings):
     """Everything `tensorgate serve` can be told."""
 
@@ -65,6 +69,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8001, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    metrics_port: Annotated[int | None, BeforeValidator(_unless_off)] = Field(
+        8002, ge=0, le=65535, description="Port of /metrics, over HTTP; 0 picks a free one, 'off' does without"
+    )
     transport: Literal["auto", "grpcio", "native"] = Field(
         "auto",
         description="native: HTTP/2 in Rust, faster, for callers you trust; grpcio: the reference; auto: native where "
@@ -136,7 +143,7 @@ def _add_argument(parser: ArgumentParser, *names: str, **options: Any) -> None:
     parser.add_argument(*names, **options)
 
 
-_METAVARS = {"Path": "DIR", "str": "TEXT", "int": "N", "float": "N", "tuple[str,...]": "NAMES"}
+_METAVARS = {"Path": "DIR", "str": "TEXT", "int": "N", "{int,None}": "N", "float": "N", "tuple[str,...]": "NAMES"}
 
 
 def load(flags: CliSettingsSource[Settings], file: str | None) -> Settings:

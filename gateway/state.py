@@ -24,6 +24,11 @@ class ServerState:
     on_drain: set[Callable[[], None]] = field(default_factory=set)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def streams(self) -> int:
+        """Open streams: they, and nobody else, are to be told of draining."""
+        return len(self.on_drain)
+
     def enter(self) -> None:
         """Count a request in."""
         self.in_flight += 1

@@ -1,17 +1,53 @@
-"""What one model version has done since it was loaded: the numbers behind ModelStatistics.
+"""What one model version has done since it was loaded: the numbers behind ModelStatistics and the metrics.
 
 Fields and their meaning are Triton's (statistics extension). Whoever shares a batch counts its whole execution time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from bisect import bisect_left
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import NamedTuple
 
+from backends.base import InvalidInput
+from gateway import errors
 from gateway.batch import Batch
 from gateway.request import Stages
 from tensorgate_client.wire import inference_pb2 as pb
+
+BOUNDS_NS = [digits * 10**power for power in range(3, 10) for digits in (10, 25, 50)][:-1]
+"""Upper bounds of the buckets that durations are counted in: 10 us, 25 us, 50 us, 100 us ... 25 s."""
+
+
+STAGES = ("cache", "decode", "queue", "execute", "encode")
+"""Of a request's way, in their order."""
+
+
+class Failure(StrEnum):
+    """Why a request got no answer. A caller whose own deadline ends the call counts as cancelled."""
+
+    QUEUE_FULL = "queue_full"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    INVALID_REQUEST = "invalid_request"
+    INVALID_INPUT = "invalid_input"
+    UNAVAILABLE = "unavailable"
+    FAILED = "failed"
+
+
+_FAILURES: dict[type[BaseException], Failure] = {
+    errors.QueueFull: Failure.QUEUE_FULL,
+    errors.DeadlineExceeded: Failure.EXPIRED,
+    asyncio.CancelledError: Failure.CANCELLED,
+    errors.InvalidRequest: Failure.INVALID_REQUEST,
+    errors.NotOffered: Failure.INVALID_REQUEST,
+    InvalidInput: Failure.INVALID_INPUT,
+    errors.ModelNotReady: Failure.UNAVAILABLE,
+}
 
 
 @dataclass(slots=True)
@@ -26,33 +62,93 @@ class Duration:
         self.count += 1
         self.ns += ns
 
-    def to_proto(self) -> pb.StatisticDuration:
-        """As the wire has it."""
-        return pb.StatisticDuration(count=self.count, ns=self.ns)
+
+class Exemplar(NamedTuple):
+    """A trace that a duration is known from, and when that was, in seconds since the epoch."""
+
+    trace_id: str
+    ns: int
+    at: float
+
+
+@dataclass(slots=True)
+class Histogram:
+    """A `Duration` that also knows how many took how long.
+
+    Plain lists: a request passes five of these, and a library's own histogram costs four times as much.
+
+    Attributes:
+        ns: altogether.
+        counts: by bucket of `BOUNDS_NS`; the last one is of all that is longer.
+        exemplars: the latest of each bucket.
+    """
+
+    ns: int = 0
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_NS) + 1))
+    exemplars: dict[int, Exemplar] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How often it happened."""
+        return sum(self.counts)
+
+    def add(self, ns: int, trace_id: str = "") -> None:
+        """Note that it happened, and in which trace that can be seen."""
+        self.ns += ns
+        bucket = bisect_left(BOUNDS_NS, ns)
+        self.counts[bucket] += 1
+        if trace_id:
+            self.exemplars[bucket] = Exemplar(trace_id, ns, time.time())
+
+    def copy(self) -> Histogram:
+        """The same, apart."""
+        return Histogram(self.ns, self.counts.copy(), self.exemplars.copy())
 
 
 @dataclass(slots=True)
 class Compute:
-    """The three parts of an execution."""
+    """Executions, and how long their three parts took altogether."""
 
-    input: Duration = field(default_factory=Duration)
-    infer: Duration = field(default_factory=Duration)
-    output: Duration = field(default_factory=Duration)
+    count: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
 
     def add(self, batch: Batch) -> None:
         """Note an execution."""
-        self.input.add(batch.assembled_ns - batch.started_ns)
-        self.infer.add(batch.executed_ns - batch.assembled_ns)
-        self.output.add(batch.finished_ns - batch.executed_ns)
+        self.count += 1
+        self.input_ns += batch.assembled_ns - batch.started_ns
+        self.infer_ns += batch.executed_ns - batch.assembled_ns
+        self.output_ns += batch.finished_ns - batch.executed_ns
+
+    def protos(self) -> dict[str, pb.StatisticDuration]:
+        """As the wire has it, by the fields' names."""
+        parts = {"input": self.input_ns, "infer": self.infer_ns, "output": self.output_ns}
+        return {f"compute_{name}": pb.StatisticDuration(count=self.count, ns=ns) for name, ns in parts.items()}
 
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """Counters of one version. Touched by the event loop alone."""
+    """Counters of one version. Touched by the event loop alone; others read a copy.
 
-    success: Duration = field(default_factory=Duration)
+    Attributes:
+        success, fail: requests from their arrival to their answer.
+        failures: `fail` by its reason.
+        cache, decode, queue, execute, encode: the stages of answered requests, of each those that it went through.
+        compute: the parts of `execute`.
+        cache_hit, cache_miss: looking up; for a miss, also keeping the response.
+        by_rows: executions by their rows.
+        load_s: how long loading took.
+    """
+
+    success: Histogram = field(default_factory=Histogram)
     fail: Duration = field(default_factory=Duration)
-    queue: Duration = field(default_factory=Duration)
+    failures: dict[Failure, int] = field(default_factory=lambda: dict.fromkeys(Failure, 0))
+    cache: Histogram = field(default_factory=Histogram)
+    decode: Histogram = field(default_factory=Histogram)
+    queue: Histogram = field(default_factory=Histogram)
+    execute: Histogram = field(default_factory=Histogram)
+    encode: Histogram = field(default_factory=Histogram)
     compute: Compute = field(default_factory=Compute)
     cache_hit: Duration = field(default_factory=Duration)
     cache_miss: Duration = field(default_factory=Duration)
@@ -60,6 +156,7 @@ class ModelStatistics:
     rows: int = 0
     executions: int = 0
     last_inference_ms: int = 0
+    load_s: float = 0.0
 
     def executed(self, batch: Batch) -> None:
         """Note a batch that was executed well."""
@@ -70,22 +167,41 @@ class ModelStatistics:
 
     def computed(self, stages: Stages, batch: Batch) -> None:
         """Note a request that was answered by executing it."""
+        looked_up = stages.received
+        if stages.cache:
+            looked_up = stages.cache
+            self.cache.add(looked_up - stages.received)
+        self.decode.add(stages.decode - looked_up)
         self.queue.add(batch.started_ns - stages.decode)
+        self.execute.add(batch.finished_ns - batch.started_ns)
         self.compute.add(batch)
 
     def hit(self, stages: Stages) -> None:
         """Note a request that was answered from the cache, or with the answer to an equal one."""
-        self.cache_hit.add(stages.cache - stages.received)
+        looked_up = stages.cache - stages.received
+        self.cache_hit.add(looked_up)
+        self.cache.add(looked_up)
         # As Triton counts, whatever was answered has been in the queue: for as long as it waited for its equal.
         self.queue.add(time.perf_counter_ns() - stages.cache)
 
-    def succeeded(self, stages: Stages) -> None:
-        """Note an answer."""
-        self.success.add(time.perf_counter_ns() - stages.received)
+    def succeeded(self, stages: Stages, trace_id: str = "") -> None:
+        """Note an answer, once it is encoded."""
+        if stages.execute:
+            self.encode.add(stages.encode - stages.execute)
+        self.success.add(stages.encode - stages.received, trace_id)
 
-    def failed(self, stages: Stages) -> None:
+    def failed(self, stages: Stages, error: BaseException) -> None:
         """Note a request that got none: refused, failed, expired or cancelled."""
         self.fail.add(time.perf_counter_ns() - stages.received)
+        known = (_FAILURES[kind] for kind in type(error).__mro__ if kind in _FAILURES)
+        self.failures[next(known, Failure.FAILED)] += 1
+
+    def copy(self) -> ModelStatistics:
+        """The counters as they are now, for a thread that takes its time to read them."""
+        stages = {name: getattr(self, name).copy() for name in ("success", *STAGES)}
+        sums = {name: replace(getattr(self, name)) for name in ("fail", "compute", "cache_hit", "cache_miss")}
+        by_rows = defaultdict(Compute, {rows: replace(compute) for rows, compute in self.by_rows.items()})
+        return replace(self, failures=self.failures.copy(), by_rows=by_rows, **stages, **sums)
 
     def fill(self, proto: pb.ModelStatistics) -> None:
         """Write the counters into the wire's message."""
@@ -93,15 +209,10 @@ class ModelStatistics:
         proto.inference_count = self.rows
         proto.execution_count = self.executions
         totals = proto.inference_stats
-        totals.compute_input.CopyFrom(self.compute.input.to_proto())
-        totals.compute_infer.CopyFrom(self.compute.infer.to_proto())
-        totals.compute_output.CopyFrom(self.compute.output.to_proto())
         for name in ("success", "fail", "queue", "cache_hit", "cache_miss"):
-            getattr(totals, name).CopyFrom(getattr(self, name).to_proto())
+            duration = getattr(self, name)
+            getattr(totals, name).CopyFrom(pb.StatisticDuration(count=duration.count, ns=duration.ns))
+        for name, duration in self.compute.protos().items():
+            getattr(totals, name).CopyFrom(duration)
         for rows, compute in sorted(self.by_rows.items()):
-            proto.batch_stats.add(
-                batch_size=rows,
-                compute_input=compute.input.to_proto(),
-                compute_infer=compute.infer.to_proto(),
-                compute_output=compute.output.to_proto(),
-            )
+            proto.batch_stats.add(batch_size=rows, **compute.protos())

@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 _READY = re.compile(r"ready: gRPC on (\S+:\d+)")
+_METRICS = re.compile(r"metrics on (http://\S+)")
 
 
 class Running:
@@ -23,6 +24,7 @@ class Running:
         self._log: SimpleQueue[str | None] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
         self.exit_code = -1
+        self.metrics = ""
 
     def _read(self) -> None:
         for line in self._process.stderr or ():
@@ -30,7 +32,7 @@ class Running:
         self._log.put(None)
 
     def wait_until_ready(self) -> str:
-        """The address it serves on.
+        """The address it serves on; from then on `metrics` is the URL of its metrics.
 
         Raises:
             OSError: it does not start; the message is its own.
@@ -38,6 +40,8 @@ class Running:
         lines = []
         while (line := self._log.get()) is not None:
             lines.append(line)
+            if found := _METRICS.search(line):
+                self.metrics = found[1]
             if match := _READY.search(line):
                 return match[1]
         raise OSError("".join(lines).strip().removeprefix("tensorgate: ") or "the server ended before it was ready")
@@ -64,11 +68,12 @@ def ending_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def serving(repository: Path, port: int) -> Iterator[Running]:
+def serving(repository: Path, port: int, metrics_port: int) -> Iterator[Running]:
     """`tensorgate serve` over a repository, ended afterwards, come what may."""
     # -P: a folder named like one of our packages must not get in the way.
     command = [sys.executable, "-P", "-m", "gateway", "serve"]
     command += ["--model-repository", str(repository), "--port", str(port)]
+    command += ["--metrics-port", str(metrics_port)]
     with ExitStack() as ending:
         with _undisturbed():
             # A group of its own: Ctrl-C is for the demo, which then stops the server; two would cut requests off.

@@ -35,6 +35,16 @@ def test_the_demo_serves_a_trained_model_on_every_backend(demo: subprocess.Compl
     assert len({accuracy for _, accuracy in rows.values()}) == 1, "one network, yet its exports disagree"
 
 
+def test_the_demo_shows_where_the_time_went(demo: subprocess.CompletedProcess[str]) -> None:
+    """A new user sees how long each stage took, by the server's own metrics."""
+    _, _, table = demo.stdout.partition("model                stage ")
+    cells = [line.split()[-5:] for line in table.splitlines()[1:16]]
+    stages = ["decode", "queue", "execute", "encode", "all"] * 3
+    assert [row[-4] for row in cells] == stages
+    assert all(0 <= float(p50) <= float(p95) <= float(p99) for *_, p50, p95, p99 in cells), table
+    assert all(float(p99) > 0 for *_, stage, _, _, p99 in cells if stage in ("execute", "all")), table
+
+
 def test_the_demo_ends_cleanly(demo: subprocess.CompletedProcess[str]) -> None:
     """A new user gets their prompt back without an error or a warning they would have to understand."""
     assert demo.returncode == 0

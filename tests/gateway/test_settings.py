@@ -90,6 +90,7 @@ WRONG_FLAGS = [
     (["--model-repository", __file__], f"--model-repository: not a directory: {__file__}"),
     (["--model-repository", ".", "--port", "http"], "--port: expected a valid integer, got 'http'"),
     (["--model-repository", ".", "--port", "65536"], "--port: expected less than or equal to 65535, got '65536'"),
+    (["--model-repository", ".", "--metrics-port", "on"], "--metrics-port: expected a valid integer, got 'on'"),
     (
         ["--model-repository", ".", "--shutdown-grace-s", "inf"],
         "--shutdown-grace-s: expected a finite number, got 'inf'",
@@ -184,6 +185,34 @@ def test_port_in_use_is_one_clear_line(repository, carrier):
         result = tensorgate(*serve, "--port", port)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert result.stderr.startswith(f"tensorgate: cannot listen on 127.0.0.1:{port}: the port is taken or ")
+
+
+def test_metrics_port_in_use_is_one_clear_line(repository):
+    """A taken port for the metrics ends the start at once, and the line says how to go on."""
+    serve = ("serve", "--model-repository", repository.root, "--port", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = tensorgate(*serve, "--metrics-port", port)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith(f"tensorgate: cannot serve metrics on 127.0.0.1:{port}: the port is taken or ")
+    assert result.stderr.endswith("; --metrics-port chooses another, '--metrics-port off' does without\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "line"),
+    [
+        (["--metrics-port", "off"], {}, ""),
+        ([], {"TENSORGATE_METRICS_PORT": "off"}, ""),
+        ([], {"TENSORGATE_METRICS_PORT": ""}, 'metrics_port = "off"'),
+    ],
+)
+def test_the_metrics_can_be_turned_off(repository, toml, flags, environment, line):
+    """Whoever wants no metrics says `off` where a port would be, wherever that is."""
+    repository.add("m", config=ECHO)
+    add_line(toml, line)
+    with serving(repository.root, "--config", toml, *flags, environment=environment) as gateway:
+        assert infer(gateway, "m").shape == (1, 4)
+        assert "metrics on" not in gateway.server.log
 
 
 def test_ipv6_address(repository):
