@@ -20,7 +20,7 @@ from gateway.cache import ModelCache, ResponseCache
 from gateway.decode import decode_head, decode_tensors
 from gateway.encode import encode
 from gateway.errors import InvalidRequest, NotOffered, restated
-from gateway.instances import Instance, ThreadInstance, Worker
+from gateway.instances import ThreadInstance, Worker
 from gateway.padding import Padding
 from gateway.request import InferenceRequest, Stages
 from gateway.stats import ModelStatistics
@@ -147,7 +147,7 @@ class Runtime:
     name: str
     platform: str
     model: base.Model
-    instances: list[Instance] = field(default_factory=list)
+    instances: list[ThreadInstance] = field(default_factory=list)
     memory: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     async def aclose(self) -> None:
