@@ -112,8 +112,8 @@ class Instance(Protocol):
 class Model(Protocol):
     """A loaded version, whose weights its instances share where the runtime allows.
 
-    One that knows how many bytes its weights take says so in an attribute `memory`: a mapping by device, "CPU:0" or
-    "GPU:1". It may be left out.
+    Two attributes may be left out. `memory` says how many bytes the weights take: a mapping by device, "CPU:0" or
+    "GPU:1". `profiler` is a `Profiler`, or None where the runtime has none.
     """
 
     @property
@@ -127,6 +127,66 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Free the weights; called once, after every instance is closed."""
+        ...
+
+
+class Operation(NamedTuple):
+    """What an operator or a function took, all its calls in the recorded executions together.
+
+    Attributes:
+        name: as the runtime's users know it: "Conv", "aten::addmm".
+        calls: how many.
+        total_us, self_us: microseconds with, and without, the operations that it called in turn.
+    """
+
+    name: str
+    calls: int
+    total_us: float
+    self_us: float
+
+
+class ProfiledInstance(Instance, Protocol):
+    """An instance under a profiler; all of it on one thread, as an `Instance`."""
+
+    def start(self) -> None:
+        """Record the executions from now on; those before only warmed it up. Called once."""
+        ...
+
+    def stop(self, trace: Path | None) -> Iterable[Operation]:
+        """End the recording; what was recorded, in any order. Plain tuples do.
+
+        Args:
+            trace: a file to write the single calls to, in Chrome's trace event format; None unless the profiler
+                `traces`.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        ...
+
+
+class Profiler(Protocol):
+    """Tells where a model's time goes. Nothing that serves requests uses it."""
+
+    @property
+    def name(self) -> str:
+        """What its documentation is found by, as "torch.profiler"."""
+        ...
+
+    @property
+    def traces(self) -> bool:
+        """Whether it knows when each call was, and not only how long all took."""
+        ...
+
+    def instance(self, *, by_node: bool) -> ProfiledInstance:
+        """A new instance that does what the model's own do; called on the thread that will use it.
+
+        That thread has another instance already, which is idle from then on: what a runtime keeps for each thread is
+        the same for both.
+
+        Args:
+            by_node: name operations by their place in the model where the runtime knows it, and not by kind alone.
+        """
         ...
 
 

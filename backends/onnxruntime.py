@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -23,6 +25,7 @@ from backends.base import (
     warn_of_unknown,
     whole_number,
 )
+from backends.onnxruntime_profiler import OnnxRuntimeProfiler
 
 _log = logging.getLogger(__name__)
 
@@ -90,19 +93,19 @@ class OnnxRuntimeBackend:
             raise LoadError("backend 'onnxruntime' needs a model.onnx in the version folder")
         warn_of_unknown(source, _PARAMETERS, _PREFIXES)
         providers = _providers(source.parameters.get("execution_providers", "CPU"))
-        options = _session_options(source)
-        try:
-            session = ort.InferenceSession(source.file, options, providers=providers)
-        except Exception as error:  # the runtime raises a class of its own per status, none of them exported
-            raise LoadError(f"{source.file.name}: {' '.join(str(error).split())}") from error
-        return OnnxRuntimeModel(session, _outputs(session.get_outputs(), source))
+        opened = partial(_session, source, source.file, providers)
+        session = opened()
+        return OnnxRuntimeModel(session, _outputs(session.get_outputs(), source), opened)
 
 
 class OnnxRuntimeModel:
     """A session. Sessions may run on several threads at once, so every instance shares it."""
 
-    def __init__(self, session: ort.InferenceSession, outputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, outputs: Sequence[TensorSpec], again: Callable[[str], ort.InferenceSession]
+    ) -> None:
         self._session = session
+        self._again = again
         self.signature = Signature.of(_specs(session.get_inputs()), outputs)
         self._shared = _shared_sizes(session.get_inputs())
         self._inputs = [spec.name for spec in self.signature.inputs]
@@ -112,6 +115,12 @@ class OnnxRuntimeModel:
         self._needs_values = np.dtype(ml_dtypes.bfloat16) in dtypes
         if self._needs_values and np.dtype(np.object_) in dtypes:
             raise LoadError("onnxruntime takes no BF16 and string tensors in one call: cast to float in the model")
+
+    @property
+    def profiler(self) -> OnnxRuntimeProfiler:
+        """One over a session of its own, since the runtime profiles only those that were opened for it."""
+        outputs = self.signature.outputs
+        return OnnxRuntimeProfiler(self._again, lambda session: OnnxRuntimeModel(session, outputs, self._again))
 
     def instance(self) -> OnnxRuntimeModel:
         """The model itself."""
@@ -145,6 +154,18 @@ class OnnxRuntimeModel:
 
     def close(self) -> None:
         """The session is freed with its last reference."""
+
+
+def _session(source: ModelSource, file: Path, providers: Sequence[str], profile: str = "") -> ort.InferenceSession:
+    """A session over the file; with `profile`, one that writes what it does to a file of that prefix."""
+    options = _session_options(source)
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    try:
+        return ort.InferenceSession(file, options, providers=providers)
+    except Exception as error:  # the runtime raises a class of its own per status, none of them exported
+        raise LoadError(f"{file.name}: {' '.join(str(error).split())}") from error
 
 
 def _session_options(source: ModelSource) -> ort.SessionOptions:

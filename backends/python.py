@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Array, Instance, LoadError, ModelSource, Signature, TensorSpec
+from backends.python_profiler import PythonProfiler
 
 
 class PythonBackend:
@@ -58,6 +59,11 @@ class PythonModel:
         if hasattr(model, "load"):
             model.load(self._source)
         return PythonInstance(model)
+
+    @property
+    def profiler(self) -> PythonProfiler:
+        """One over objects of the class."""
+        return PythonProfiler(self.instance)
 
     def close(self) -> None:
         """Forget the module and those beside it."""

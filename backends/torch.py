@@ -11,6 +11,7 @@ import torch
 
 from backends import torch_formats
 from backends.base import Array, LoadError, ModelSource, Signature, require, warn_of_unknown, whole_number
+from backends.torch_profiler import TorchProfiler
 from backends.torch_program import Program, first_line, memory_of
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -58,6 +59,11 @@ class TorchModel:
         # Holds for this thread and for those to come, hence set for each, wanted or not.
         torch.set_num_threads(self._threads)
         return TorchInstance(self._program, self._device)
+
+    @property
+    def profiler(self) -> TorchProfiler:
+        """One over instances of this model."""
+        return TorchProfiler(self.instance, self._device)
 
     def close(self) -> None:
         """The weights are freed with their last reference."""

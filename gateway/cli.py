@@ -40,6 +40,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     _add_predict(commands)
     _add_models(commands)
     _add_bench(commands)
+    _add_profile(commands)
     parsed = parser.parse_args(arguments)
     command: Command = parsed.run
     del parsed.run
@@ -174,6 +175,28 @@ def _add_bench(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
         from gateway.commands import bench  # noqa: PLC0415  # grpc takes a moment to import
 
         return bench.run(parsed)
+
+    parser.set_defaults(run=run)
+
+
+def _add_profile(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "profile",
+        help="run a model under its runtime's profiler: which operators take the time",
+        description="Load a model as the server would, without one, run it under its runtime's own profiler and print "
+        "which operators take the time.",
+    )
+    arguments.add_profile(parser)
+    parse = settings.add_arguments(parser, only=("model_repository", "default_max_batch_size"))
+
+    def run(parsed: Namespace) -> int:
+        try:
+            chosen = parse(parsed)
+        except settings.InvalidSettings as error:
+            return _fail(str(error), 2)
+        from gateway import profile  # noqa: PLC0415  # what loads models takes a moment to import
+
+        return profile.run(parsed, chosen)
 
     parser.set_defaults(run=run)
 

@@ -91,10 +91,14 @@ def _presentable(error: BaseException) -> Exception:
 
 
 class ThreadInstance:
-    """A backend's instance on a thread of its own."""
+    """A backend's instance on a thread of its own.
+
+    Attributes:
+        worker: the thread.
+    """
 
     def __init__(self, worker: Worker, instance: base.Instance) -> None:
-        self._worker = worker
+        self.worker = worker
         self._instance = instance
 
     @classmethod
@@ -108,11 +112,11 @@ class ThreadInstance:
 
     def run(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
         """Execute on the thread."""
-        return self._worker.submit(partial(batch.run, self._instance.execute))
+        return self.worker.submit(partial(batch.run, self._instance.execute))
 
     async def aclose(self) -> None:
         """Close the backend's instance and end the thread."""
         try:
-            await self._worker.submit(self._instance.close)
+            await self.worker.submit(self._instance.close)
         finally:
-            self._worker.stop()
+            self.worker.stop()

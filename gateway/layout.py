@@ -63,7 +63,9 @@ def has(root: Path, name: str) -> bool:
 
 def hint_if_model(root: Path) -> str:
     """A sentence for the user who pointed at a model instead of at the folder around it, else ""."""
-    if (root / CONFIG).is_file() or any(_version(entry.name) for entry in os.scandir(root) if _is_folder(entry)):
+    with os.scandir(root) as entries:
+        versions = [entry.name for entry in entries if _version(entry.name) and _is_folder(entry)]
+    if versions or (root / CONFIG).is_file():
         return f"{root} looks like one model; a repository is the folder around it: {root.parent}"
     return ""
 

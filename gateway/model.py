@@ -22,7 +22,7 @@ from gateway.digest import Question, question
 from gateway.encode import Encoder
 from gateway.errors import InvalidRequest, NotOffered, restated
 from gateway.heads import KnownHeads
-from gateway.instances import Instance, ThreadInstance, Worker
+from gateway.instances import ThreadInstance, Worker
 from gateway.message import Message
 from gateway.padding import Padding
 from gateway.request import InferenceRequest, Stages
@@ -171,7 +171,7 @@ class Runtime:
     name: str
     platform: str
     model: base.Model
-    instances: list[Instance] = field(default_factory=list)
+    instances: list[ThreadInstance] = field(default_factory=list)
     memory: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     async def aclose(self) -> None:

@@ -121,15 +121,18 @@ class Settings(BaseSettings):
         return self
 
 
-def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], Settings]:
-    """Declare every setting as a flag of `parser`; what comes back turns parsed arguments into settings."""
+def add_arguments(parser: ArgumentParser, only: Collection[str] = ()) -> Callable[[Namespace], Settings]:
+    """Declare settings as flags of `parser`, all or only some; what comes back turns parsed arguments into settings."""
+
+    def add(parser: ArgumentParser, *names: str, **options: Any) -> None:
+        if not only or names[0].removeprefix("--").replace("-", "_") in only:
+            _add_argument(parser, *names, **options)
+
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings, by their names with underscores")
-    flags: CliSettingsSource[Settings] = CliSettingsSource(
-        Settings, root_parser=parser, add_argument_method=_add_argument
-    )
+    flags: CliSettingsSource[Settings] = CliSettingsSource(Settings, root_parser=parser, add_argument_method=add)
 
     def parse(arguments: Namespace) -> Settings:
-        given = {name: value for name, value in vars(arguments).items() if name not in ("command", "config")}
+        given = {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
         file = arguments.config or os.environ.get(f"{_PREFIX}CONFIG")
         return load(flags(parsed_args=given), file)
 

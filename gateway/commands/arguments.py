@@ -1,4 +1,4 @@
-"""The flags of the commands that call a server; light, since `tensorgate --help` reads them all."""
+"""The flags of the commands; light, since `tensorgate --help` reads them all."""
 
 from __future__ import annotations
 
@@ -69,14 +69,7 @@ def add_models(parser: ArgumentParser) -> None:
 
 def add_bench(parser: ArgumentParser) -> None:
     """What to measure."""
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--version", default="", metavar="N", help="of the model (default: the latest)")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="send this file's first rows (default: random ones)")
-    parser.add_argument("--map", action="append", default=[], metavar="INPUT=COLUMNS", help="as `tensorgate predict`'s")
-    parser.add_argument("--rows", type=_positive, default=1, metavar="N", help="rows a request (default: 1)")
-    parser.add_argument(
-        "--size", type=_positive, default=16, metavar="N", help="elements where a shape is open (default: 16)"
-    )
+    _add_requests(parser)
     load = parser.add_mutually_exclusive_group()
     load.add_argument(
         "--concurrency",
@@ -96,6 +89,38 @@ def add_bench(parser: ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw latency over throughput: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_connection(parser)
+
+
+def add_profile(parser: ArgumentParser) -> None:
+    """What to profile; `settings.add_arguments` adds where it is."""
+    _add_requests(parser)
+    parser.add_argument("--runs", type=_positive, default=100, metavar="N", help="executions (default: 100)")
+    parser.add_argument(
+        "--by",
+        choices=("operator", "node"),
+        default="operator",
+        help="a line of the table for each kind of operator (default) or each operator of the model",
+    )
+    parser.add_argument("--top", type=_positive, default=20, metavar="N", help="lines of the table (default: 20)")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="keep every call in this .json file, for Perfetto or chrome://tracing",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, all operators in it")
+
+
+def _add_requests(parser: ArgumentParser) -> None:
+    """A model, and what it is measured with."""
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--version", default="", metavar="N", help="of the model (default: the latest)")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="send this file's first rows (default: random ones)")
+    parser.add_argument("--map", action="append", default=[], metavar="INPUT=COLUMNS", help="as `tensorgate predict`'s")
+    parser.add_argument("--rows", type=_positive, default=1, metavar="N", help="rows a request (default: 1)")
+    parser.add_argument(
+        "--size", type=_positive, default=16, metavar="N", help="elements where a shape is open (default: 16)"
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:

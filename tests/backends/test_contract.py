@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -229,3 +230,32 @@ def test_an_input_the_model_needs(filename: str, load: Any, execute: Any) -> Non
     write = _onnx if filename == "model.onnx" else lambda path: save_exported(Double(), path, torch.zeros(2, 4))
     with pytest.raises(InvalidInput, match="input 'x' cannot be left out: the model needs it"):
         execute(load(filename, write))
+
+
+def profiled(model: Any, trace: Path | None) -> tuple[list[Mapping[str, Any]], list[tuple[str, int, float, float]]]:
+    """The outputs of three executions after two that are not recorded, and what the profiler says of the three."""
+    instance = model.profiler.instance(by_node=False)
+    try:
+        for _ in range(2):
+            instance.execute({"x": rows(2)})
+        instance.start()
+        outputs = [instance.execute({"x": rows(2, seed)}) for seed in range(3)]
+        return outputs, list(instance.stop(trace))
+    finally:
+        instance.close()
+
+
+def test_profiler(case: Case, model: Model, tmp_path: Path) -> None:
+    """Under a profiler a model answers as ever, and its operations are those of the recorded executions alone."""
+    if getattr(model, "profiler", None) is None:
+        pytest.skip("the backend has none")
+    trace = tmp_path / "trace.json" if model.profiler.traces else None
+    with ThreadPoolExecutor(1) as thread:
+        outputs, operations = thread.submit(profiled, model, trace).result()
+    for seed, got in enumerate(outputs):
+        np.testing.assert_array_equal(got[case.output], rows(2, seed) * np.float32(case.factor))
+    assert operations
+    for name, calls, total_us, self_us in operations:
+        assert calls % 3 == 0, name
+        assert self_us <= total_us + 1e-3, name
+    assert trace is None or json.loads(trace.read_text())["traceEvents"]

@@ -88,3 +88,14 @@ def test_wrong_number(package: Path, inputs: Any, outputs: Any, message: str, *,
     """Tensors declared for a package that has others are refused with the list of those it has."""
     with pytest.raises(LoadError, match=message):
         load("model.pt2", package, declared=declare(dict.fromkeys(inputs, X), dict.fromkeys(outputs, X)))
+
+
+def test_profiler(package: Path, load: Any, declare: Any) -> None:
+    """A compiled model runs under the profiler as ever, whether its operators were compiled to be seen or not."""
+    model = load("model.pt2", package, declared=declare({"INPUT__0": X, "scale": SCALE}, {"scaled": X, "shifted": X}))
+    instance = model.profiler.instance(by_node=False)
+    instance.start()
+    feed = {"INPUT__0": np.ones((3, 4), np.float32), "scale": np.full((3, 1), 7, np.float32)}
+    np.testing.assert_array_equal(instance.execute(feed)["scaled"], np.full((3, 4), 7, np.float32))
+    assert all(name and calls for name, calls, _, _ in instance.stop(None))
+    instance.close()

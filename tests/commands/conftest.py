@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.commands import Ended, Here, add_models
 from support.models import RepositoryBuilder
+from support.profiling import add_profiled
 from support.server import Gateway, serving
 
 
@@ -35,3 +36,18 @@ def predict(gateway: Gateway, here: Here) -> Callable[..., Ended]:
         return here("predict", model, *files, "--address", gateway.address, *options)
 
     return run
+
+
+@pytest.fixture(scope="package")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the models of `support.profiling`."""
+    return add_profiled(RepositoryBuilder(tmp_path_factory.mktemp("profiled") / "models")).root
+
+
+@pytest.fixture
+def profile(here: Here, profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Runs `tensorgate profile ...` over that repository, in an empty folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return lambda *arguments: here("profile", *arguments, "--model-repository", profiled)

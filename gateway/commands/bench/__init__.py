@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import sys
 from argparse import Namespace
@@ -11,13 +10,16 @@ from dataclasses import asdict
 
 from gateway.commands.bench import report
 from gateway.commands.bench.load import Load, measure
-from gateway.commands.bench.requests import make_requests
 from gateway.commands.connection import connected, make
-from gateway.commands.failure import FAILED, CommandFailed
+from gateway.commands.failure import FAILED
 from gateway.commands.model import read_model
+from gateway.commands.requests import make_requests
 from tensorgate_client import aio
 
 _IN_FLIGHT = (1, 2, 4, 8, 16)
+
+_DIFFERENT = 64
+"""Requests that are sent in turn."""
 
 
 def run(flags: Namespace) -> int:
@@ -28,11 +30,9 @@ def run(flags: Namespace) -> int:
     """
     if flags.plot:
         report.check_plot(flags.plot)
-    if flags.input and importlib.util.find_spec("pyarrow") is None:
-        raise CommandFailed("--input needs pyarrow: pip install 'tensorgate[predict]'")
     with connected(flags, retry=False) as client:
         model = read_model(client, flags.model, flags.version)
-        requests = make_requests(model, flags)
+        requests = make_requests(model, flags, _DIFFERENT)
         client.infer(model.name, requests[0], version=model.version)  # what it refuses now it would refuse always
     loads = [Load(rate=rate) for rate in flags.rate or ()] or [Load(n) for n in flags.concurrency or _IN_FLIGHT]
 

@@ -12,8 +12,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from gateway.commands.bench.requests import Inputs
 from gateway.commands.model import Model
+from gateway.commands.requests import Inputs
 from tensorgate_client import InferenceError, aio
 
 _OPEN_WINDOW = 4096
