@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,9 @@ class Batch:
         requests: of one shape.
         layout: the model's.
         rows: of all requests together, without padding.
+        size: how many requests there are.
+        instance: the name of the one that ran it, once it does.
+        span: ids of its trace and span, once it has one.
         started_ns, assembled_ns, executed_ns, finished_ns: when it began, had its inputs, had its outputs, and had
             given every request its own; 0 while it has not.
     """
@@ -61,9 +65,13 @@ class Batch:
     assembled_ns: int = 0
     executed_ns: int = 0
     finished_ns: int = 0
+    size: int = 0
+    instance: str = ""
+    span: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        self.rows = sum(request.rows for request in self.requests)
+        self.rows = sum([request.rows for request in self.requests])
+        self.size = len(self.requests)
 
     def run(self, execute: Execute) -> list[Outputs]:
         """Execute; each request's own requested outputs, in the requests' order and as clients shape them.
@@ -72,6 +80,7 @@ class Batch:
             Exception: whatever `execute` raises, or ValueError if it does not keep its promises.
         """
         self.started_ns = time.perf_counter_ns()
+        self.instance = threading.current_thread().name
         inputs = self._assembled()
         self.assembled_ns = time.perf_counter_ns()
         outputs = execute(inputs)
@@ -79,6 +88,15 @@ class Batch:
         answers = self._apart(self._checked(outputs))
         self.finished_ns = time.perf_counter_ns()
         return answers
+
+    @property
+    def padding(self) -> int:
+        """Rows that were added to fill it up."""
+        return self._padded_rows - self.rows
+
+    def let_go(self) -> None:
+        """Free the requests' tensors, once all of them are answered: what is known of a batch lives on in traces."""
+        self.requests = ()
 
     @property
     def _padded_rows(self) -> int:

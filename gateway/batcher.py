@@ -243,7 +243,7 @@ class Batcher:
     def _start(self, instance: Instance, jobs: list[Job], now: float) -> None:
         batch = Batch([job.request for job in jobs], self._layout)
         for job in jobs:
-            job.batch = batch
+            job.batch = job.request.stages.batch = batch
         self._ends[instance] = now + self._durations.expected(jobs[0].shape, batch.rows)
         try:
             running = instance.run(batch)
@@ -256,6 +256,7 @@ class Batcher:
         self, instance: Instance, jobs: list[Job], started: float, running: asyncio.Future[list[Outputs]]
     ) -> None:
         """The instance goes on with the next batch; meanwhile the jobs of this one are answered."""
+        batch = cast(Batch, jobs[0].batch)
         del self._ends[instance]
         self._idle.append(instance)
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
@@ -263,8 +264,7 @@ class Batcher:
             _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
         self._retries.ended(instance, jobs, well=error is None)
         if self._instances == 1:  # others would go on meanwhile
-            rows = cast(Batch, jobs[0].batch).rows
-            self._returning.ended(rows, self._clock(), self._queue.gain(jobs[0].shape, rows) / 2)
+            self._returning.ended(batch.rows, self._clock(), self._queue.gain(jobs[0].shape, batch.rows) / 2)
         try:
             self._advance()
         finally:
@@ -273,6 +273,7 @@ class Batcher:
                 self._loop.call_soon(self._measure, jobs, started)
             elif len(jobs) == 1:
                 self._fail(jobs[0], restated(error))
+            batch.let_go()
             if self._closing:
                 self._schedule()
 

@@ -220,15 +220,19 @@ class ModelCache:
         stages = request.stages
         response = self._store.get(key)
         stages.cache = time.perf_counter_ns()
+        stages.outcome = "hit"
         if response is None:
             flight = self.flights.get(key)
             if flight is None:
+                stages.outcome = "miss"
                 decode()
                 flight = _Flight(self, key, stages.cache - stages.received)
                 flight.job = self._batcher.submit(request, flight)
                 self.flights[key] = flight
                 return await self._wait(flight, self._loop.create_future()), flight.job.batch
+            stages.outcome = "joined"
             response = await self._join(flight, request)
+            stages.batch = flight.job.batch
         self._stats.hit(stages)
         return response, None
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
-from google.protobuf.message import DecodeError
-
 from backends.base import Array
 from gateway.errors import InvalidRequest, NotOffered
 from gateway.message import Message
@@ -52,8 +50,7 @@ def decode_head(model: ServedModel, message: Message, stages: Stages, deadline: 
         deadline: when the caller stops waiting (`time.perf_counter`).
 
     Raises:
-        DecodeError: it is no ModelInferRequest.
-        InvalidRequest: a parameter is of a wrong kind.
+        InvalidRequest: it is no ModelInferRequest, or a parameter is of a wrong kind.
     """
     proto = message.parsed.proto
     request = InferenceRequest(proto.id, {}, 1, (), stages, deadline=deadline)
@@ -69,7 +66,7 @@ def is_unordered(message: Message) -> bool:
     """Whether a stream may answer a message before those that came earlier; no matter what else is wrong with it."""
     try:
         parameters = message.parsed.proto.parameters
-    except (DecodeError, InvalidRequest):
+    except InvalidRequest:
         return False
     return _UNORDERED in parameters and bool(parameters[_UNORDERED].bool_param)
 

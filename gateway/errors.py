@@ -38,6 +38,10 @@ class InvalidRequest(GatewayError):
     """The request contradicts the protocol or the model's signature."""
 
 
+class MalformedRequest(InvalidRequest):
+    """What came is no message of the RPC."""
+
+
 class NotOffered(GatewayError):
     """An RPC or a feature of the protocol that this server does not have."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.errors import InvalidRequest
+from google.protobuf.message import DecodeError
+
+from gateway.errors import InvalidRequest, MalformedRequest
 from tensorgate_client import framing
 from tensorgate_client.framing import InferRequest
 from tensorgate_client.wire import inference_pb2 as pb
@@ -48,11 +50,11 @@ class Message:
         """The whole message.
 
         Raises:
-            DecodeError: it is no ModelInferRequest.
-            InvalidRequest: it names its model twice, differently. Protobuf would go by the last name.
+            InvalidRequest: it is no ModelInferRequest, or names its model twice, differently. Protobuf would go by the
+                last name.
         """
         if self._parsed is None:
-            self._parsed = framing.parse_infer_request(self.data)
+            self._parsed = _parse(self.data)
             proto = self._parsed.proto
             if (proto.model_name, proto.model_version, proto.id) != (self.name, self.version, self.id):
                 raise InvalidRequest("model_name, model_version or id came twice and differ: send each once")
@@ -63,14 +65,21 @@ def read(data: bytes) -> Message:
     """A message, read as far as to whom it goes.
 
     Raises:
-        DecodeError: it is no ModelInferRequest, as far as it was read.
+        InvalidRequest: it is no ModelInferRequest, as far as it was read.
     """
     try:
         return _addressed(data)
     except (IndexError, ValueError):
-        parsed = framing.parse_infer_request(data)
+        parsed = _parse(data)
         proto = parsed.proto
         return Message(data, proto.model_name, proto.model_version, proto.id, 0, None, parsed)
+
+
+def _parse(data: bytes) -> InferRequest:
+    try:
+        return framing.parse_infer_request(data)
+    except DecodeError:
+        raise MalformedRequest from None
 
 
 def _addressed(data: bytes) -> Message:

@@ -53,6 +53,7 @@ class Reading:
         in_flight: calls under way, and requests of streams whose response has not been sent.
         streams: open ones.
         cache_entries, cache_bytes, cache_max_bytes, cache_evictions: the response cache's.
+        spans_dropped: that found no room or no collector.
     """
 
     models: Sequence[ModelReading]
@@ -62,6 +63,7 @@ class Reading:
     cache_bytes: int
     cache_max_bytes: int
     cache_evictions: int
+    spans_dropped: int
 
 
 class MetricsPage:
@@ -261,3 +263,5 @@ def _of_server(reading: Reading) -> Iterator[Metric]:
     ):
         yield GaugeMetricFamily(name, text, value)
     yield CounterMetricFamily("tensorgate_response_cache_evictions", "Cached responses that gave way", evicted)
+    dropped = reading.spans_dropped
+    yield CounterMetricFamily("tensorgate_spans_dropped", "Spans that found no room or no collector", dropped)

@@ -50,6 +50,7 @@ class ServedModel:
     def __init__(self, version: int, config: pb.ModelConfig, runtime: Runtime, cache: ResponseCache | None) -> None:
         self.name = config.name
         self.version = version
+        self.described = config.name, str(version), config.backend
         self.config = config
         self.runtime = runtime
         batches = config.max_batch_size > 0
@@ -78,8 +79,7 @@ class ServedModel:
             windowed: whether its sender keeps to a window, so that no limit of the queue need apply.
 
         Raises:
-            DecodeError: the message is no ModelInferRequest.
-            InvalidRequest: the request does not fit the model.
+            InvalidRequest: the message is no ModelInferRequest, or the request does not fit the model.
             NotOffered: it wants an extension this server lacks.
             ModelNotReady: the version is being closed.
             QueueFull: too many requests wait for the model.

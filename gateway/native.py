@@ -26,6 +26,7 @@ from gateway.http2 import Http2Server
 from gateway.http2_call import Call
 from gateway.services import Services
 from gateway.status import Status
+from gateway.tracing import Metadata
 from gateway.transport import CannotListen, Method, OpenStream, carry
 
 _log = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class NativeTransport:
         if open_stream := self._streams.get(call.path):
             self._open_streams += 1
             try:
-                with open_stream(call.deadline, call.headers) as stream:
+                with open_stream(call.deadline, call.headers.items()) as stream:
                     status = await carry(stream, call)
                 await call.flush()
             finally:
@@ -143,19 +144,19 @@ class NativeTransport:
         """Begin the calls that arrived `now`, and end those whose callers are gone."""
         for kind, call, method, message, _, details in events:
             if kind == EVENT_CALL:
-                left = details[2]
+                metadata, _, left = details
                 deadline = inf if left is None else now + left
-                self._tasks[call] = self._loop.create_task(self._answer(call, method, message, deadline))
+                self._tasks[call] = self._loop.create_task(self._answer(call, method, message, deadline, metadata))
             elif task := self._tasks.pop(call, None):  # the caller is gone, or its deadline has passed
                 task.cancel()
 
-    async def _answer(self, call: int, method: int, message: bytes, deadline: float) -> None:
+    async def _answer(self, call: int, method: int, message: bytes, deadline: float, metadata: Metadata) -> None:
         answer: bytes | Status = _BROKEN
         try:
             if len(message) > self._limit:
                 answer = self._too_large("request", message)
             else:
-                answer = await self._methods[method](message, deadline)
+                answer = await self._methods[method](message, deadline, metadata)
             if not isinstance(answer, Status) and len(answer) > self._limit:
                 answer = self._too_large("response", answer)
         except asyncio.CancelledError:

@@ -6,8 +6,13 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import inf
+from typing import TYPE_CHECKING
 
 from backends.base import Array
+
+if TYPE_CHECKING:
+    from gateway.batch import Batch
+    from gateway.tracing import Ids
 
 
 @dataclass(slots=True)
@@ -15,6 +20,11 @@ class Stages:
     """When each stage of a request ended (`time.perf_counter_ns`); 0 while it has not.
 
     The stages, in order: cache, decode, queue, execute, encode. What the cache answers takes none of the others.
+
+    Attributes:
+        batch: the latest one it was executed in.
+        outcome: of asking the cache: "hit", "miss", "joined" for one whose answer was being computed; "" if not asked.
+        span: ids of its span, if it is sampled.
     """
 
     received: int = field(default_factory=time.perf_counter_ns)
@@ -23,6 +33,14 @@ class Stages:
     queue: int = 0
     execute: int = 0
     encode: int = 0
+    batch: Batch | None = None
+    outcome: str = ""
+    span: Ids | None = None
+
+    @property
+    def passed(self) -> int:
+        """How many have ended."""
+        return sum(map(bool, (self.cache, self.decode, self.queue, self.execute, self.encode)))
 
     def __str__(self) -> str:
         """How long each stage took, in whole microseconds: "cache=0us decode=41us ..."."""

@@ -27,6 +27,7 @@ from gateway.servicer import NAME, SERVICE, Servicer
 from gateway.settings import Settings
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
+from gateway.traces import Traces
 from gateway.transport import CannotListen, GrpcioTransport, Transport, aio_server
 from tensorgate_client.wire import inference_pb2, model_config_pb2
 
@@ -48,6 +49,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._traces = Traces(settings, version(NAME))
         self._state = ServerState()
         self._health = health.aio.HealthServicer()
         self._cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
@@ -115,6 +117,7 @@ class Server:
             cache_bytes=self._cache.used_bytes,
             cache_max_bytes=self._cache.max_bytes,
             cache_evictions=self._cache.evictions,
+            spans_dropped=self._traces.dropped,
         )
 
     async def _assemble(self) -> Transport:
@@ -122,7 +125,7 @@ class Server:
         explicit = self._settings.model_control == "explicit"
         await self._note_server(ready=False)
         limits = StreamLimits(self._settings.stream_window, limit)
-        servicer = Servicer(self._repository, self._state, limits, explicit=explicit)
+        servicer = Servicer(self._repository, self._state, self._traces, limits, explicit=explicit)
         methods, streams = servicer.methods(), servicer.streams()
         if self._settings.native:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
@@ -172,6 +175,7 @@ class Server:
             finished = False
             _log.warning("answers cut off that have not left after %g s of grace", grace)
         await self._transport.stop(_FLUSH_S if finished else None)
+        await asyncio.to_thread(self._traces.close, _CLOSE_S)
         if finished and not await _within(self._repository.aclose(), max(deadline, now() + _CLOSE_S)):
             finished = False
             _log.warning("models still busy after %g s of grace, so not closed: %r", grace, self._repository)

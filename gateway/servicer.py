@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -16,8 +16,10 @@ from gateway.message import read
 from gateway.repository import Repository
 from gateway.request import Stages
 from gateway.state import ServerState
-from gateway.status import Status, status_of
-from gateway.streaming import Stream, StreamLimits
+from gateway.status import CANCELLED, Status, status_of
+from gateway.streaming import Caller, Stream, StreamLimits
+from gateway.traces import Traces
+from gateway.tracing import CallTrace, Metadata, parent_of
 from gateway.transport import Method, OpenStream
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -25,11 +27,21 @@ _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 NAME = "tensorgate"
-EXTENSIONS = ("model_configuration", "model_repository", "schedule_policy", "statistics", "binary_tensor_data")
+EXTENSIONS = (
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+    "binary_tensor_data",
+    "trace",
+)
 """The protocol's extensions that work here; ServerMetadata names them, and clients go by that."""
 
-Handler: TypeAlias = Callable[[bytes, float], Awaitable[bytes]]
-"""A serialized request and the caller's deadline (`time.perf_counter`) to the serialized response; raises errors."""
+_INFER = "ModelInfer"
+_INFER_NAME = f"{SERVICE.full_name}/{_INFER}"
+
+Handler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+"""A serialized request to the serialized response; raises errors."""
 
 
 class Servicer:
@@ -38,14 +50,19 @@ class Servicer:
     Args:
         repository: the models.
         state: of the server.
+        traces: which calls are traced.
         limits: of each stream.
         explicit: whether models may be loaded and unloaded by RPC.
     """
 
-    def __init__(self, repository: Repository, state: ServerState, limits: StreamLimits, *, explicit: bool) -> None:
+    def __init__(
+        self, repository: Repository, state: ServerState, traces: Traces, limits: StreamLimits, *, explicit: bool
+    ) -> None:
         self._repository = repository
         self._catalogue = repository.catalogue
         self._state = state
+        self._tracer = traces.tracer
+        self._trace_settings = traces.settings
         self._limits = limits
         self._explicit = explicit
         self._debug = _log.isEnabledFor(logging.DEBUG)
@@ -60,6 +77,7 @@ class Servicer:
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
+            "TraceSetting": self._trace_setting,
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_model_load,
             "RepositoryModelUnload": self._repository_model_unload,
@@ -67,37 +85,39 @@ class Servicer:
         table: dict[str, Method] = {}
         for rpc in SERVICE.methods:
             name = rpc.name
-            if name == "ModelInfer":
-                handler: Handler = self._model_infer
-            elif name in answered:
-                handler = _parsing(rpc, answered[name])
-            else:
-                handler = _refusing(name)
+            handler = _parsing(rpc, answered[name]) if name in answered else _refusing(name)
             if not rpc.client_streaming:
                 table[f"/{SERVICE.full_name}/{name}"] = self._answering(name, handler)
+        table[f"/{SERVICE.full_name}/{_INFER}"] = self._model_infer
         return table
 
     def streams(self) -> dict[str, OpenStream]:
         """The RPC that streams, by path."""
         return {f"/{SERVICE.full_name}/{streaming.RPC}": self._open_stream}
 
-    def _open_stream(self, deadline: float, metadata: Mapping[str, object]) -> Stream:
-        return Stream(self._catalogue.find, self._state, self._limits, deadline, metadata)
+    def _open_stream(self, deadline: float, metadata: Metadata) -> Stream:
+        return Stream(self._catalogue.find, self._state, self._tracer, self._limits, Caller(deadline, metadata))
 
     def _answering(self, rpc: str, handler: Handler) -> Method:
         """The handler, counted, with its errors turned into statuses."""
-        state = self._state
+        state, tracer, name = self._state, self._tracer, f"{SERVICE.full_name}/{rpc}"
 
-        async def answer(message: bytes, deadline: float) -> bytes | Status:
+        async def answer(message: bytes, _: float, metadata: Metadata) -> bytes | Status:
+            trace = CallTrace(name, Stages(), parent_of(metadata)) if tracer.on else None
+            if trace:
+                tracer.begin(trace)
             state.enter()
+            answer: bytes | Status = CANCELLED
             try:
-                return await handler(message, deadline)
+                answer = await handler(message)
             except Exception as error:  # the table is total: nothing but a status reaches the caller
-                status = status_of(error, rpc)
+                answer = status_of(error, rpc)
                 let_go(error)
-                return status
             finally:
                 state.leave()
+                if trace:
+                    tracer.end(trace, answer)
+            return answer
 
         return answer
 
@@ -140,15 +160,43 @@ class Servicer:
                 stats.memory_usage.add(type=kind, id=number, byte_size=held)
         return response
 
-    async def _model_infer(self, data: bytes, deadline: float) -> bytes:
+    async def _model_infer(self, data: bytes, deadline: float, metadata: Metadata) -> bytes | Status:
+        stages = Stages()
+        trace = CallTrace(_INFER_NAME, stages, parent_of(metadata)) if self._tracer.on else None
+        self._state.enter()
+        answer: bytes | Status = CANCELLED
+        try:
+            self._check_draining()
+            message = read(data)
+            if trace:
+                trace.name, trace.request_id = message.name, message.id
+                self._tracer.begin(trace)
+            model = self._catalogue.find(message.name, message.version)
+            if trace:
+                trace.model = model.described
+            answer = await model.infer(message, stages, deadline)
+            if self._debug:
+                _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
+        except Exception as error:  # as above
+            answer = status_of(error, _INFER)
+            let_go(error)
+        finally:
+            self._state.leave()
+            if trace:
+                self._tracer.end(trace, answer)
+        return answer
+
+    def _check_draining(self) -> None:
         if self._state.draining:
             raise ModelNotReady("the server is shutting down: try another one")
-        stages = Stages()
-        message = read(data)
-        model = self._catalogue.find(message.name, message.version)
-        response = await model.infer(message, stages, deadline)
-        if self._debug:
-            _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
+
+    async def _trace_setting(self, request: pb.TraceSettingRequest) -> pb.TraceSettingResponse:
+        if request.model_name and request.model_name not in self._catalogue.entries:
+            raise ModelNotFound(request.model_name)
+        wanted = {name: list(setting.value) for name, setting in request.settings.items()}
+        response = pb.TraceSettingResponse()
+        for name, values in self._trace_settings.change(request.model_name, wanted).items():
+            response.settings[name].value.extend(values)
         return response
 
     async def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
@@ -190,14 +238,14 @@ def _parsing(rpc: Any, method: Callable[[Any], Awaitable[Message]]) -> Handler:
     """`method` between bytes and bytes."""
     request_type = getattr(pb, rpc.input_type.name)
 
-    async def handle(message: bytes, _: float) -> bytes:
+    async def handle(message: bytes) -> bytes:
         return (await method(request_type.FromString(message))).SerializeToString()
 
     return handle
 
 
 def _refusing(rpc: str) -> Handler:
-    async def refuse(_: bytes, __: float) -> bytes:
+    async def refuse(_: bytes) -> bytes:
         raise NotOffered(f"this server does not offer {rpc}")
 
     return refuse

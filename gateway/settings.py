@@ -41,6 +41,11 @@ def _native_installed() -> bool:
     return find_spec("pygrpc_native") is not None
 
 
+def tracing_installed() -> bool:
+    """Whether what exports spans is there."""
+    return find_spec("opentelemetry") is not None and find_spec("opentelemetry.sdk") is not None
+
+
 def _split(names: Any) -> Any:
     """Names in one string, as a flag or the environment has them."""
     return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
@@ -99,6 +104,16 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight get to finish on SIGTERM"
     )
+    trace_rate: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the calls that are traced; 0: those whose caller traces them. By default "
+        "OpenTelemetry's environment variables decide",
+    )
+    trace_slow_ms: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Where calls are traced: keep all that take longer, sampled or not"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log")
 
     @property
@@ -116,6 +131,8 @@ class Settings(BaseSettings):
     def _together(self) -> Self:
         if self.transport == "native" and not _native_installed():
             raise ValueError("--transport native: not installed: pip install 'tensorgate[native]'")
+        if self.trace_rate is not None and not tracing_installed():
+            raise ValueError("--trace-rate: tracing is not installed: pip install 'tensorgate[otlp]'")
         if self.load_model and self.model_control != "explicit":
             raise ValueError(f"load_model needs --model-control explicit: '{self.model_control}' loads every model")
         return self
@@ -146,7 +163,15 @@ def _add_argument(parser: ArgumentParser, *names: str, **options: Any) -> None:
     parser.add_argument(*names, **options)
 
 
-_METAVARS = {"Path": "DIR", "str": "TEXT", "int": "N", "{int,None}": "N", "float": "N", "tuple[str,...]": "NAMES"}
+_METAVARS = {
+    "Path": "DIR",
+    "str": "TEXT",
+    "int": "N",
+    "{int,None}": "N",
+    "float": "N",
+    "{float,None}": "N",
+    "tuple[str,...]": "NAMES",
+}
 
 
 def load(flags: CliSettingsSource[Settings], file: str | None) -> Settings:

@@ -184,11 +184,11 @@ class ModelStatistics:
         # As Triton counts, whatever was answered has been in the queue: for as long as it waited for its equal.
         self.queue.add(time.perf_counter_ns() - stages.cache)
 
-    def succeeded(self, stages: Stages, trace_id: str = "") -> None:
+    def succeeded(self, stages: Stages) -> None:
         """Note an answer, once it is encoded."""
         if stages.execute:
             self.encode.add(stages.encode - stages.execute)
-        self.success.add(stages.encode - stages.received, trace_id)
+        self.success.add(stages.encode - stages.received, stages.span.hex_trace_id if stages.span else "")
 
     def failed(self, stages: Stages, error: BaseException) -> None:
         """Note a request that got none: refused, failed, expired or cancelled."""

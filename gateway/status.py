@@ -36,6 +36,8 @@ class Status(NamedTuple):
     details: str
 
 
+CANCELLED = Status(StatusCode.CANCELLED, "the caller has cancelled")
+
 _LONGEST = 1500
 """Bytes of a message: it travels in HTTP/2 trailers, which peers refuse from 8 KiB on, and may quote the caller."""
 
@@ -45,7 +47,7 @@ def status_of(error: Exception, rpc: str) -> Status:
 
     Whatever is not in the table is our fault or the model's: the caller gets an id, the log the id and the traceback.
     """
-    if isinstance(error, DecodeError):
+    if isinstance(error, (DecodeError, errors.MalformedRequest)):
         return Status(StatusCode.INVALID_ARGUMENT, f"{rpc}: the request is not a valid protobuf message of this RPC")
     for kind in type(error).__mro__:
         if kind in _CODES:

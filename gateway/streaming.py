@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from gateway.decode import is_unordered
 from gateway.encode import encode_stream_error
@@ -21,7 +21,8 @@ from gateway.message import Message, read
 from gateway.model import ServedModel
 from gateway.request import Stages
 from gateway.state import ServerState
-from gateway.status import Status, status_of
+from gateway.status import CANCELLED, Status, status_of
+from gateway.tracing import CallTrace, Metadata, Tracer, parent_of
 from tensorgate_client import framing
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -30,6 +31,7 @@ FindModel = Callable[[str, str], ServedModel]
 _log = logging.getLogger(__name__)
 
 RPC = "ModelStreamInfer"
+_NAME = f"{pb.DESCRIPTOR.services_by_name['GRPCInferenceService'].full_name}/{RPC}"
 
 _ERROR_AS_STATUS = "triton_grpc_error"
 """Metadata; `true` ends the stream with the status of the first request that fails. Triton's name."""
@@ -51,14 +53,27 @@ class StreamLimits:
 _UNREADABLE = Message(b"", "", "", "", 0)
 
 
+class Caller(NamedTuple):
+    """Whose a stream is.
+
+    Attributes:
+        deadline: when the caller stops waiting (`time.perf_counter`).
+        metadata: what came with the call.
+    """
+
+    deadline: float
+    metadata: Metadata
+
+
 class _Pending:
     """A request whose response has not been sent."""
 
-    __slots__ = ("answer", "size", "unordered")
+    __slots__ = ("answer", "size", "trace", "unordered")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.unordered = False
+        self.trace: CallTrace | None = None
         self.answer: bytes | Status | None = None
 
 
@@ -68,19 +83,26 @@ class Stream:
     Args:
         find: model by name and version.
         state: of the server.
+        tracer: decides which of its requests are traced, and whether it is itself.
         limits: of this stream.
-        deadline: when the caller stops waiting (`time.perf_counter`).
-        metadata: what the caller sent with the call.
+        caller: whose it is.
     """
 
     def __init__(
-        self, find: FindModel, state: ServerState, limits: StreamLimits, deadline: float, metadata: Mapping[str, object]
+        self, find: FindModel, state: ServerState, tracer: Tracer, limits: StreamLimits, caller: Caller
     ) -> None:
         self._find = find
         self._state = state
         self._limits = limits
-        self._deadline = deadline
-        self._error_as_status = str(metadata.get(_ERROR_AS_STATUS, "")).lower() == "true"
+        self._deadline = caller.deadline
+        self._error_as_status = (_ERROR_AS_STATUS, "true") in [
+            (key, str(value).lower()) for key, value in caller.metadata
+        ]
+        self._tracer = tracer
+        self._parent = parent_of(caller.metadata) if tracer.on else None
+        self._trace = CallTrace(_NAME, Stages(), self._parent) if tracer.on else None
+        self._position = 0
+        self._final: bytes | Status = CANCELLED
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_order: deque[_Pending] = deque()
@@ -99,6 +121,8 @@ class Stream:
 
     def __enter__(self) -> Self:
         self._state.on_drain.add(self._drain)
+        if self._trace:
+            self._tracer.begin(self._trace)
         if self._state.draining:
             self._drain()
         return self
@@ -108,6 +132,8 @@ class Stream:
         for task in self._tasks:
             task.cancel()
         self._state.leave(self._pending)
+        if self._trace:
+            self._tracer.end(self._trace, self._final)
 
     @property
     def full(self) -> bool:
@@ -131,7 +157,11 @@ class Stream:
         stages, message = Stages(), _UNREADABLE
         try:
             message = read(data)
+            if self._tracer.on:
+                pending.trace = self._traced(stages, message)
             model = self._find(message.name, message.version)
+            if pending.trace:
+                pending.trace.model = model.described
             pending.unordered = model.is_unordered(message)
         except Exception as error:  # as for a unary call: nothing but a status reaches the caller
             pending.unordered = is_unordered(message)
@@ -158,10 +188,14 @@ class Stream:
         """The next response to send; after the last one the status to end with, None if all is well."""
         while not self._ready:
             if self.ended and not self._pending:
+                self._final = self._status or b""
                 return self._status
             self._changed.clear()
             await self._changed.wait()
-        return self._ready.popleft()
+        response = self._ready.popleft()
+        if isinstance(response, Status):
+            self._final = response
+        return response
 
     def sent(self, response: bytes) -> None:
         """A response has left."""
@@ -169,6 +203,13 @@ class Stream:
         self._bytes -= len(response)
         self._state.leave()
         self._has_room.set()
+
+    def _traced(self, stages: Stages, message: Message) -> CallTrace:
+        within = self._trace.stages.span if self._trace else None
+        trace = CallTrace(_NAME, stages, self._parent, within, self._position, message.name, message.id)
+        self._position += 1
+        self._tracer.begin(trace)
+        return trace
 
     def _drain(self) -> None:
         self.end(status_of(ModelNotReady("the server is shutting down: try another one"), RPC))
@@ -187,10 +228,14 @@ class Stream:
         if self._debug:
             _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
         self._settle(pending, response)
+        if pending.trace:
+            self._tracer.end(pending.trace, response)
 
     def _fail(self, pending: _Pending, head: pb.ModelInferResponse, error: Exception) -> None:
         status = status_of(error, RPC)
         let_go(error)
+        if pending.trace:
+            self._tracer.end(pending.trace, status)
         told = status if self._error_as_status else encode_stream_error(head, status.code.name, status.details)
         self._settle(pending, told)
 

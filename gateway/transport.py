@@ -12,11 +12,13 @@ import grpc
 
 from gateway.status import Status
 from gateway.streaming import Stream
+from gateway.tracing import Metadata
 
-Method: TypeAlias = Callable[[bytes, float], Awaitable[bytes | Status]]
-"""A unary RPC: serialized request and the caller's deadline (`time.perf_counter`) to serialized response or status."""
+Method: TypeAlias = Callable[[bytes, float, Metadata], Awaitable[bytes | Status]]
+"""A unary RPC: serialized request, the caller's deadline (`time.perf_counter`) and metadata to serialized response or
+status."""
 
-OpenStream: TypeAlias = Callable[[float, Mapping[str, object]], Stream]
+OpenStream: TypeAlias = Callable[[float, Metadata], Stream]
 """A bidirectional RPC: the caller's deadline (`time.perf_counter`) and metadata to what becomes of its messages."""
 
 
@@ -137,7 +139,7 @@ class GrpcioTransport:
 
 def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def handle(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        answer = await method(message, _deadline(context))
+        answer = await method(message, _deadline(context), context.invocation_metadata() or ())
         if isinstance(answer, Status):
             _end_with(context, answer)
             return b""
@@ -148,7 +150,7 @@ def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
 
 def _streaming(open_stream: OpenStream) -> Callable[[object, Any], Awaitable[None]]:
     async def handle(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        with open_stream(_deadline(context), dict(context.invocation_metadata() or ())) as stream:
+        with open_stream(_deadline(context), context.invocation_metadata() or ()) as stream:
             status = await carry(stream, context)
         if status:
             _end_with(context, status)
