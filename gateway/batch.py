@@ -44,34 +44,49 @@ class BatchLayout:
 
 
 @dataclass(slots=True)
+class Execution:
+    """How a batch was executed: what is known of it when its tensors are gone. Times are `time.perf_counter_ns`.
+
+    Attributes:
+        requests: how many there were.
+        rows: of all requests together, without padding.
+        padding: rows that were added to fill it up.
+        started_ns, assembled_ns, executed_ns, finished_ns: when it began, had its inputs, had its outputs, and had
+            given every request its own; 0 while it has not.
+        instance: the name of the one that ran it, once it does.
+        span: ids of its trace and span, once it has one.
+    """
+
+    requests: int
+    rows: int
+    padding: int = 0
+    started_ns: int = 0
+    assembled_ns: int = 0
+    executed_ns: int = 0
+    finished_ns: int = 0
+    instance: str = ""
+    span: tuple[int, int] | None = None
+
+
+@dataclass(slots=True)
 class Batch:
-    """One execution. `run` belongs on the instance's thread; times are `time.perf_counter_ns`.
+    """Requests to be executed together. `run` belongs on the instance's thread.
 
     Attributes:
         requests: of one shape.
         layout: the model's.
         rows: of all requests together, without padding.
-        size: how many requests there are.
-        instance: the name of the one that ran it, once it does.
-        span: ids of its trace and span, once it has one.
-        started_ns, assembled_ns, executed_ns, finished_ns: when it began, had its inputs, had its outputs, and had
-            given every request its own; 0 while it has not.
+        execution: how it goes.
     """
 
     requests: Sequence[InferenceRequest]
     layout: BatchLayout
-    rows: int = 0
-    started_ns: int = 0
-    assembled_ns: int = 0
-    executed_ns: int = 0
-    finished_ns: int = 0
-    size: int = 0
-    instance: str = ""
-    span: tuple[int, int] | None = None
+    rows: int = field(init=False)
+    execution: Execution = field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = sum([request.rows for request in self.requests])
-        self.size = len(self.requests)
+        self.execution = Execution(len(self.requests), self.rows, self._padded_rows - self.rows)
 
     def run(self, execute: Execute) -> list[Outputs]:
         """Execute; each request's own requested outputs, in the requests' order and as clients shape them.
@@ -79,24 +94,16 @@ class Batch:
         Raises:
             Exception: whatever `execute` raises, or ValueError if it does not keep its promises.
         """
-        self.started_ns = time.perf_counter_ns()
-        self.instance = threading.current_thread().name
+        execution = self.execution
+        execution.started_ns = time.perf_counter_ns()
+        execution.instance = threading.current_thread().name
         inputs = self._assembled()
-        self.assembled_ns = time.perf_counter_ns()
+        execution.assembled_ns = time.perf_counter_ns()
         outputs = execute(inputs)
-        self.executed_ns = time.perf_counter_ns()
+        execution.executed_ns = time.perf_counter_ns()
         answers = self._apart(self._checked(outputs))
-        self.finished_ns = time.perf_counter_ns()
+        execution.finished_ns = time.perf_counter_ns()
         return answers
-
-    @property
-    def padding(self) -> int:
-        """Rows that were added to fill it up."""
-        return self._padded_rows - self.rows
-
-    def let_go(self) -> None:
-        """Free the requests' tensors, once all of them are answered: what is known of a batch lives on in traces."""
-        self.requests = ()
 
     @property
     def _padded_rows(self) -> int:

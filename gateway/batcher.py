@@ -243,7 +243,7 @@ class Batcher:
     def _start(self, instance: Instance, jobs: list[Job], now: float) -> None:
         batch = Batch([job.request for job in jobs], self._layout)
         for job in jobs:
-            job.batch = job.request.stages.batch = batch
+            job.batch, job.request.stages.execution = batch, batch.execution
         self._ends[instance] = now + self._durations.expected(jobs[0].shape, batch.rows)
         try:
             running = instance.run(batch)
@@ -273,7 +273,6 @@ class Batcher:
                 self._loop.call_soon(self._measure, jobs, started)
             elif len(jobs) == 1:
                 self._fail(jobs[0], restated(error))
-            batch.let_go()
             if self._closing:
                 self._schedule()
 

@@ -232,7 +232,7 @@ class ModelCache:
                 return await self._wait(flight, self._loop.create_future()), flight.job.batch
             stages.outcome = "joined"
             response = await self._join(flight, request)
-            stages.batch = flight.job.batch
+            stages.execution = flight.job.request.stages.execution
         self._stats.hit(stages)
         return response, None
 

@@ -142,7 +142,7 @@ class ServedModel:
         return framing.append_id(response, request.id)
 
     def _note(self, request: InferenceRequest, batch: Batch) -> None:
-        request.stages.queue, request.stages.execute = batch.started_ns, batch.finished_ns
+        request.stages.queue, request.stages.execute = batch.execution.started_ns, batch.execution.finished_ns
         self.stats.computed(request.stages, batch)
 
     def flush(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from backends.base import Array
 
 if TYPE_CHECKING:
-    from gateway.batch import Batch
+    from gateway.batch import Execution
     from gateway.tracing import Ids
 
 
@@ -22,7 +22,7 @@ class Stages:
     The stages, in order: cache, decode, queue, execute, encode. What the cache answers takes none of the others.
 
     Attributes:
-        batch: the latest one it was executed in.
+        execution: of the latest batch it was in.
         outcome: of asking the cache: "hit", "miss", "joined" for one whose answer was being computed; "" if not asked.
         span: ids of its span, if it is sampled.
     """
@@ -33,7 +33,7 @@ class Stages:
     queue: int = 0
     execute: int = 0
     encode: int = 0
-    batch: Batch | None = None
+    execution: Execution | None = None
     outcome: str = ""
     span: Ids | None = None
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
 from opentelemetry.trace.status import Status, StatusCode
 
-from gateway.batch import Batch
+from gateway.batch import Execution
 from gateway.tracing import FAULTS, CallTrace, Ids
 
 Attributes: TypeAlias = Mapping[str, str | int | bool]
@@ -28,7 +28,7 @@ _FLAGS = TraceFlags(TraceFlags.SAMPLED)
 
 
 @dataclass(slots=True)
-class _Execution:
+class _Shared:
     """A batch some of whose members are traced.
 
     Attributes:
@@ -36,7 +36,7 @@ class _Execution:
         seen_at: when the first of them was seen.
     """
 
-    batch: Batch
+    execution: Execution
     context: SpanContext
     model: tuple[str, str, str]
     links: list[Link] = field(default_factory=list)
@@ -64,7 +64,7 @@ class SpanBuilder:
         self._resource = resource
         self._scope = scope
         self._server = dict(server)
-        self._executions: dict[int, _Execution] = {}
+        self._shared: dict[int, _Shared] = {}
 
     def call(self, trace: CallTrace) -> Iterator[ReadableSpan]:
         """A call's own span and its stages'; its batch is noted for `batches`."""
@@ -75,7 +75,7 @@ class SpanBuilder:
         own = _Times(trace.stages.received + epoch, trace.ended + epoch)
         yield self._own_span(trace, context, own)
         links: list[Link] = []
-        if (batch := trace.stages.batch) is not None and batch.started_ns:
+        if (batch := trace.stages.execution) is not None and batch.started_ns:
             links.append(Link(self._executed(batch, trace, context)))
         for name, start, end in _stages(trace):
             yield self._span(
@@ -89,13 +89,12 @@ class SpanBuilder:
     def batches(self, *, every: bool = False) -> Iterator[ReadableSpan]:
         """The batches that are over and whose members have been seen, or for whose others there is no more waiting."""
         now = time.monotonic()
-        for key, execution in list(self._executions.items()):
-            age = now - execution.seen_at
-            batch = execution.batch
-            complete = batch.finished_ns and (len(execution.links) >= batch.size or age > _OTHERS_S)
-            if complete or every or age > _ENDLESS_S:
-                del self._executions[key]
-                yield from self._batch(execution)
+        for key, shared in list(self._shared.items()):
+            age = now - shared.seen_at
+            seen = len(shared.links) >= shared.execution.requests or age > _OTHERS_S
+            if (shared.execution.finished_ns and seen) or every or age > _ENDLESS_S:
+                del self._shared[key]
+                yield from self._batch(shared)
 
     def _own_span(self, trace: CallTrace, context: SpanContext, times: _Times) -> ReadableSpan:
         code = trace.status.code.name if trace.status else "OK"
@@ -130,27 +129,27 @@ class SpanBuilder:
             instrumentation_scope=self._scope,
         )
 
-    def _executed(self, batch: Batch, trace: CallTrace, member: SpanContext) -> SpanContext:
+    def _executed(self, batch: Execution, trace: CallTrace, member: SpanContext) -> SpanContext:
         """The span of the batch that a call was executed in."""
         if batch.span is None:
             batch.span = random.getrandbits(128), random.getrandbits(64)
-            self._executions[id(batch)] = _Execution(batch, _context(*batch.span), trace.model or ("", "", ""))
-        execution = self._executions.get(id(batch))
-        if execution and trace.stages.outcome != "joined":
-            execution.links.append(Link(member))
+            self._shared[id(batch)] = _Shared(batch, _context(*batch.span), trace.model or ("", "", ""))
+        shared = self._shared.get(id(batch))
+        if shared and trace.stages.outcome != "joined":
+            shared.links.append(Link(member))
         return _context(*batch.span)
 
-    def _batch(self, execution: _Execution) -> Iterator[ReadableSpan]:
+    def _batch(self, shared: _Shared) -> Iterator[ReadableSpan]:
         epoch = time.time_ns() - time.perf_counter_ns()
-        batch, context = execution.batch, execution.context
+        batch, context = shared.execution, shared.context
         end = batch.finished_ns or batch.executed_ns or batch.assembled_ns or batch.started_ns
-        name, version, backend = execution.model
+        name, version, backend = shared.model
         attributes: Attributes = {
             "tensorgate.model.name": name,
             "tensorgate.model.version": version,
             "tensorgate.backend": backend,
             "tensorgate.instance": batch.instance,
-            "tensorgate.batch.requests": batch.size,
+            "tensorgate.batch.requests": batch.requests,
             "tensorgate.batch.size": batch.rows,
             "tensorgate.batch.padding": batch.padding,
         }
@@ -160,7 +159,7 @@ class SpanBuilder:
             context,
             _Times(batch.started_ns + epoch, end + epoch),
             attributes=attributes,
-            links=execution.links,
+            links=shared.links,
             status=None if batch.finished_ns else failed,
         )
         steps = ("assemble", batch.started_ns, batch.assembled_ns), ("infer", batch.assembled_ns, batch.executed_ns)
@@ -220,7 +219,7 @@ def _of_request(trace: CallTrace) -> Attributes:
 
 def _stages(trace: CallTrace) -> Iterator[tuple[str, int, int]]:
     """The stages that a call went through, as far as it came: name, start, end."""
-    stages, batch, ended = trace.stages, trace.stages.batch, trace.ended
+    stages, batch, ended = trace.stages, trace.stages.execution, trace.ended
     at = stages.received
     if stages.cache:
         yield "cache", at, stages.cache

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from backends.base import InvalidInput
 from gateway import errors
-from gateway.batch import Batch
+from gateway.batch import Batch, Execution
 from gateway.request import Stages
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -114,12 +114,12 @@ class Compute:
     infer_ns: int = 0
     output_ns: int = 0
 
-    def add(self, batch: Batch) -> None:
+    def add(self, execution: Execution) -> None:
         """Note an execution."""
         self.count += 1
-        self.input_ns += batch.assembled_ns - batch.started_ns
-        self.infer_ns += batch.executed_ns - batch.assembled_ns
-        self.output_ns += batch.finished_ns - batch.executed_ns
+        self.input_ns += execution.assembled_ns - execution.started_ns
+        self.infer_ns += execution.executed_ns - execution.assembled_ns
+        self.output_ns += execution.finished_ns - execution.executed_ns
 
     def protos(self) -> dict[str, pb.StatisticDuration]:
         """As the wire has it, by the fields' names."""
@@ -162,7 +162,7 @@ class ModelStatistics:
         """Note a batch that was executed well."""
         self.rows += batch.rows
         self.executions += 1
-        self.by_rows[batch.rows].add(batch)
+        self.by_rows[batch.rows].add(batch.execution)
         self.last_inference_ms = time.time_ns() // 1_000_000
 
     def computed(self, stages: Stages, batch: Batch) -> None:
@@ -172,9 +172,10 @@ class ModelStatistics:
             looked_up = stages.cache
             self.cache.add(looked_up - stages.received)
         self.decode.add(stages.decode - looked_up)
-        self.queue.add(batch.started_ns - stages.decode)
-        self.execute.add(batch.finished_ns - batch.started_ns)
-        self.compute.add(batch)
+        execution = batch.execution
+        self.queue.add(execution.started_ns - stages.decode)
+        self.execute.add(execution.finished_ns - execution.started_ns)
+        self.compute.add(execution)
 
     def hit(self, stages: Stages) -> None:
         """Note a request that was answered from the cache, or with the answer to an equal one."""

@@ -111,4 +111,4 @@ class _Runs:
     async def _run(self, instance: Instance, number: int) -> float:
         batch = Batch([self._requests[number % len(self._requests)]], self._layout)
         await instance.run(batch)
-        return (batch.executed_ns - batch.assembled_ns) / 1000
+        return (batch.execution.executed_ns - batch.execution.assembled_ns) / 1000
