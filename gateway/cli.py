@@ -89,6 +89,8 @@ def _serve(chosen: settings.Settings) -> int:
             return runner.run(server.serve(chosen))
     except transport.CannotListen as error:
         return _fail(str(error), 1)
+    except settings.InvalidSettings as error:  # of what the server alone reads: OpenTelemetry's variables
+        return _fail(str(error), 2)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
