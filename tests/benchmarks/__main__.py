@@ -19,6 +19,7 @@ _PARTS = {
     "shapes": "requests of four lengths that come mixed against the same in order",
     "cache": "what the response cache gives on a hit, costs on a miss and saves when equal requests meet",
     "streams": "messages per second through ModelStreamInfer, with a model that does nothing",
+    "tracing": "what traces and metrics cost",
     "batching": "what the gateway itself costs, with a model that does nothing",
 }
 

@@ -6,6 +6,7 @@ import itertools
 import struct
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -109,6 +110,12 @@ class Target:
         succeeded = model_statistics.inference_stats.success.count
         return Counts(succeeded, model_statistics.inference_count, model_statistics.execution_count)
 
+    def metrics(self) -> str:
+        """Its metrics page."""
+        where = self._gateway.server.wait_for_log(r"metrics on (\S+)").group(1)
+        with urllib.request.urlopen(where, timeout=_ANSWER_S) as answer:  # noqa: S310
+            return str(answer.read().decode())
+
     @contextmanager
     def answers_all(self, model: str, sent: int) -> Iterator[None]:
         """Holds the server to having answered well as many requests as are sent inside."""
@@ -129,7 +136,7 @@ class Target:
 
 
 @contextmanager
-def served(models: Mapping[str, Model]) -> Iterator[Target]:
+def served(models: Mapping[str, Model], *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Target]:
     """A gateway that serves these models, on a free port.
 
     Raises:
@@ -142,7 +149,7 @@ def served(models: Mapping[str, Model]) -> Iterator[Target]:
             repository.add(model, described.files, described.config)
         with ExitStack() as stack:
             try:
-                gateway = stack.enter_context(serving(repository.root))
+                gateway = stack.enter_context(serving(repository.root, *arguments, environment=environment))
             except AssertionError as error:  # with the server's log
                 raise BenchmarkError(f"the gateway does not start: {str(error).splitlines()[-1]}") from None
             yield Target(gateway, folder)
