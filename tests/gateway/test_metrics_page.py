@@ -19,6 +19,7 @@ from gateway.machine import Machine
 from gateway.metrics import MetricsPage, ModelReading, Reading
 from gateway.request import Stages
 from gateway.stats import ModelStatistics
+from gateway.tracing import Ids
 
 
 def test_both_formats_say_the_same_by_the_same_names(repository: RepositoryBuilder) -> None:
@@ -89,15 +90,15 @@ def test_strangers_do_no_harm(repository: RepositoryBuilder, sent: bytes) -> Non
 def test_a_slow_request_leads_to_its_trace() -> None:
     """In OpenMetrics, each bucket of the requests' durations has the trace of its latest request as its exemplar."""
     stats = ModelStatistics()
-    for trace, ms in (("aa", 3), ("bb", 4), ("", 4), ("cc", 700)):
-        stats.succeeded(Stages(received=10, encode=10 + ms * 1_000_000), trace)
-    reading = Reading([ModelReading("m", "1", stats.copy(), 0)], 0, 0, 0, 0, 0, 0)
+    for trace, ms in ((0xAA, 3), (0xBB, 4), (0, 4), (0xCC, 700)):
+        stats.succeeded(Stages(received=10, encode=10 + ms * 1_000_000, span=Ids(trace, 1) if trace else None))
+    reading = Reading([ModelReading("m", "1", stats.copy(), 0)], 0, 0, 0, 0, 0, 0, 0)
     page, _ = MetricsPage({}).write(reading, OPENMETRICS)
     families = text_string_to_metric_families(page.decode())
     found = {s.labels["le"]: s.exemplar for f in families for s in f.samples if s.exemplar}
     assert {le: (e.labels, e.value) for le, e in found.items()} == {
-        "0.005": ({"trace_id": "bb"}, 0.004),
-        "1.0": ({"trace_id": "cc"}, 0.7),
+        "0.005": ({"trace_id": f"{0xBB:032x}"}, 0.004),
+        "1.0": ({"trace_id": f"{0xCC:032x}"}, 0.7),
     }
     assert all(float(exemplar.timestamp) > 1_700_000_000 for exemplar in found.values())
     assert b"trace_id" not in MetricsPage({}).write(reading, "")[0]
