@@ -150,8 +150,11 @@ def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
 
 def _streaming(open_stream: OpenStream) -> Callable[[object, Any], Awaitable[None]]:
     async def handle(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        with open_stream(_deadline(context), context.invocation_metadata() or ()) as stream:
-            status = await carry(stream, context)
+        try:
+            with open_stream(_deadline(context), context.invocation_metadata() or ()) as stream:
+                status = await carry(stream, context)
+        except grpc.aio.InternalError:  # it was cancelled while a response was on its way: nobody is there to be told
+            return
         if status:
             _end_with(context, status)
 

@@ -77,6 +77,19 @@ def test_a_slow_reader_costs_little_memory(models):
         assert [value(response)[0][0] for response in stream.rest()] == [2 * number for number in range(messages)]
 
 
+def test_a_caller_who_leaves_with_responses_waiting_is_no_error(models, monkeypatch):
+    """Cancelling a stream whose responses nobody has read ends it, and is nothing that the log warns of."""
+    monkeypatch.setenv("TENSORGATE_TRANSPORT", "grpcio")  # the native one gives such callers five minutes
+    with serving(models) as gateway:
+        with StreamCall(gateway) as stream:
+            for number in range(80):
+                stream.send("long", np.full(250_000, number))
+            eventually(lambda: successes(gateway, "long") > 20)
+        gateway.server.signal()
+        assert gateway.server.wait() == 0
+        assert "Error" not in gateway.server.log
+
+
 def test_large_messages_fill_the_window_early(models, gate):
     """However long the window, no more is read while requests of --max-message-mb together are under way."""
     with serving(models, "--max-message-mb", "4") as gateway, StreamCall(gateway) as stream:
