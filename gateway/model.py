@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 
+from google.protobuf.message import DecodeError
+
 from backends import base
 from backends.base import LoadError
 from backends.registry import Registry
@@ -23,6 +25,7 @@ from gateway.encode import Encoder
 from gateway.errors import InvalidRequest, NotOffered, restated
 from gateway.heads import KnownHeads
 from gateway.instances import ThreadInstance, Worker
+from gateway.logs import about
 from gateway.message import Message
 from gateway.padding import Padding
 from gateway.request import InferenceRequest, Stages
@@ -59,6 +62,7 @@ class ServedModel:
         self.layout = BatchLayout(self.inputs, self.outputs, Padding.of(config))
         self.stats = ModelStatistics()
         self._batcher = Batcher(runtime.instances, BatchingPolicy.of(config), self.layout, self.stats.executed)
+        self._batcher.about = about(model=self.name, version=str(version))
         self._encoder = Encoder(self.name, version)
         self._heads = KnownHeads()
         self._cache = cache and ModelCache(
@@ -122,6 +126,15 @@ class ServedModel:
         if head := self._heads.of(message):
             return head.request.unordered
         return is_unordered(message)
+
+    def rows(self, message: Message) -> int | None:
+        """How many rows a message says that it has, for the log."""
+        if head := self._heads.of(message):
+            return head.request.rows
+        try:
+            return message.parsed.proto.inputs[0].shape[0] if self.max_batch_size else 1
+        except (DecodeError, InvalidRequest, IndexError):
+            return None
 
     def _decode_and_learn(self, message: Message, request: InferenceRequest) -> None:
         decode_tensors(self, message, request)

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from backends.registry import Registry
 from gateway import layout, polling
 from gateway.cache import ResponseCache
+from gateway.logs import AccessLog, ServerLog
 from gateway.metrics import MetricsPage, ModelReading, Reading
 from gateway.metrics_http import MetricsEndpoint
 from gateway.model import Loader
@@ -44,11 +45,13 @@ class Server:
 
     Args:
         settings: what it was told.
+        log: clients may change what it takes.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, log: ServerLog) -> None:
         self._settings = settings
-        self._state = ServerState()
+        self._log = log
+        self._state = ServerState(access=AccessLog() if settings.access_log else None)
         self._health = health.aio.HealthServicer()
         self._cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
         loader = Loader(Registry(), settings.default_max_batch_size, self._cache)
@@ -122,7 +125,7 @@ class Server:
         explicit = self._settings.model_control == "explicit"
         await self._note_server(ready=False)
         limits = StreamLimits(self._settings.stream_window, limit)
-        servicer = Servicer(self._repository, self._state, limits, explicit=explicit)
+        servicer = Servicer(self._repository, self._state, limits, self._log, explicit=explicit)
         methods, streams = servicer.methods(), servicer.streams()
         if self._settings.native:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
@@ -187,13 +190,13 @@ class Server:
         await self._health.set(name, _SERVING if ready else _NOT_SERVING)
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, log: ServerLog) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. A second signal ends the process at once.
 
     Raises:
         CannotListen: the address cannot be had.
     """
-    server = Server(settings)
+    server = Server(settings, log)
     stop = asyncio.Event()
     _on_signals(stop)
     port = await server.start()

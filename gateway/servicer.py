@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-from google.protobuf.message import Message
+from google.protobuf import message as protobuf
 
 from gateway import streaming
 from gateway.catalogue import State
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered, let_go
-from gateway.message import read
+from gateway.logs import ServerLog, about, kind_of
+from gateway.message import UNREADABLE, read
 from gateway.repository import Repository
 from gateway.request import Stages
 from gateway.state import ServerState
-from gateway.status import Status, status_of
+from gateway.status import Status, code_name, status_of
 from gateway.streaming import Stream, StreamLimits
 from gateway.transport import Method, OpenStream
 from tensorgate_client.wire import inference_pb2 as pb
@@ -25,11 +27,18 @@ _log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 NAME = "tensorgate"
-EXTENSIONS = ("model_configuration", "model_repository", "schedule_policy", "statistics", "binary_tensor_data")
+EXTENSIONS = (
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+    "logging",
+    "binary_tensor_data",
+)
 """The protocol's extensions that work here; ServerMetadata names them, and clients go by that."""
 
-Handler: TypeAlias = Callable[[bytes, float], Awaitable[bytes]]
-"""A serialized request and the caller's deadline (`time.perf_counter`) to the serialized response; raises errors."""
+Handler: TypeAlias = Callable[[bytes, float], Awaitable[bytes | Status]]
+"""As `Method`, but it may raise errors."""
 
 
 class Servicer:
@@ -39,20 +48,23 @@ class Servicer:
         repository: the models.
         state: of the server.
         limits: of each stream.
+        log: what LogSettings is about.
         explicit: whether models may be loaded and unloaded by RPC.
     """
 
-    def __init__(self, repository: Repository, state: ServerState, limits: StreamLimits, *, explicit: bool) -> None:
+    def __init__(
+        self, repository: Repository, state: ServerState, limits: StreamLimits, log: ServerLog, *, explicit: bool
+    ) -> None:
         self._repository = repository
         self._catalogue = repository.catalogue
         self._state = state
         self._limits = limits
+        self._log = log
         self._explicit = explicit
-        self._debug = _log.isEnabledFor(logging.DEBUG)
 
     def methods(self) -> dict[str, Method]:
         """The unary RPCs by path; messages pass as bytes, so that each decides what it parses."""
-        answered: dict[str, Callable[[Any], Awaitable[Message]]] = {
+        answered: dict[str, Callable[[Any], Awaitable[protobuf.Message]]] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ModelReady": self._model_ready,
@@ -63,6 +75,7 @@ class Servicer:
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_model_load,
             "RepositoryModelUnload": self._repository_model_unload,
+            "LogSettings": self._log_settings,
         }
         table: dict[str, Method] = {}
         for rpc in SERVICE.methods:
@@ -74,7 +87,10 @@ class Servicer:
             else:
                 handler = _refusing(name)
             if not rpc.client_streaming:
-                table[f"/{SERVICE.full_name}/{name}"] = self._answering(name, handler)
+                method = self._answering(name, handler)
+                if self._state.access and name != "ModelInfer":  # which writes its own line: it knows more
+                    method = self._noted(rpc, method)
+                table[f"/{SERVICE.full_name}/{name}"] = method
         return table
 
     def streams(self) -> dict[str, OpenStream]:
@@ -100,6 +116,26 @@ class Servicer:
                 state.leave()
 
         return answer
+
+    def _noted(self, rpc: Any, method: Method) -> Method:
+        """The method, with a line in the access log after each call."""
+
+        async def noted(message: bytes, deadline: float) -> bytes | Status:
+            began, answer = time.perf_counter_ns(), None
+            try:
+                answer = await method(message, deadline)
+                return answer
+            finally:
+                self._note(rpc.name, answer, deadline, began, **_addressee(rpc, message))
+
+        return noted
+
+    def _note(
+        self, rpc: str, answer: bytes | Status | None, deadline: float, received_ns: int, **fields: object
+    ) -> None:
+        if self._state.access:
+            code = code_name(answer, deadline, self._limits.max_message_bytes)
+            self._state.access.ended(rpc, code, received_ns, **fields)
 
     async def _server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -140,16 +176,25 @@ class Servicer:
                 stats.memory_usage.add(type=kind, id=number, byte_size=held)
         return response
 
-    async def _model_infer(self, data: bytes, deadline: float) -> bytes:
-        if self._state.draining:
-            raise ModelNotReady("the server is shutting down: try another one")
-        stages = Stages()
-        message = read(data)
-        model = self._catalogue.find(message.name, message.version)
-        response = await model.infer(message, stages, deadline)
-        if self._debug:
-            _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
-        return response
+    async def _model_infer(self, data: bytes, deadline: float) -> bytes | Status:
+        stages, message, model = Stages(), UNREADABLE, None
+        answer: bytes | Status | None = None
+        try:
+            self._check_serving()
+            message = read(data)
+            model = self._catalogue.find(message.name, message.version)
+            answer = await model.infer(message, stages, deadline)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s", stages, extra=about(**message.about(model.version), rpc="ModelInfer"))
+        except Exception as error:  # as in `_answering`, but here it is known whose request it was
+            answer = status_of(error, "ModelInfer", **message.about(model.version if model else None))
+            let_go(error)
+        finally:
+            if self._state.access:
+                fields = message.about(model.version if model else None)
+                rows = model.rows(message) if model else None
+                self._note("ModelInfer", answer, deadline, stages.received, **fields, rows=rows)
+        return answer
 
     async def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
         _check_repository(request.repository_name)
@@ -175,10 +220,33 @@ class Servicer:
         await self._repository.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
+    def _check_serving(self) -> None:
+        if self._state.draining:
+            raise ModelNotReady("the server is shutting down: try another one")
+
+    async def _log_settings(self, request: pb.LogSettingsRequest) -> pb.LogSettingsResponse:
+        chosen = {name: (value.WhichOneof("parameter_choice"), value) for name, value in request.settings.items()}
+        self._log.change({name: getattr(value, kind) if kind else None for name, (kind, value) in chosen.items()})
+        response = pb.LogSettingsResponse()
+        for name, value in self._log.settings.items():
+            setattr(response.settings[name], kind_of(value), value)
+        return response
+
     def _check_explicit(self, repository: str) -> None:
         _check_repository(repository)
         if not self._explicit:
             raise NotAllowed("loading and unloading by RPC is off: start the server with --model-control explicit")
+
+
+def _addressee(rpc: Any, message: bytes) -> dict[str, str]:
+    """Which model a call other than an inference is about, for the log."""
+    try:
+        request = getattr(pb, rpc.input_type.name).FromString(message)
+    except protobuf.DecodeError:
+        return {}
+    if rpc.name.startswith("RepositoryModel"):
+        return {"model": request.model_name}
+    return {"model": request.name, "version": request.version} if rpc.name.startswith("Model") else {}
 
 
 def _check_repository(name: str) -> None:
@@ -186,7 +254,7 @@ def _check_repository(name: str) -> None:
         raise InvalidRequest(f"unknown repository '{name}': this server has one, leave repository_name empty")
 
 
-def _parsing(rpc: Any, method: Callable[[Any], Awaitable[Message]]) -> Handler:
+def _parsing(rpc: Any, method: Callable[[Any], Awaitable[protobuf.Message]]) -> Handler:
     """`method` between bytes and bytes."""
     request_type = getattr(pb, rpc.input_type.name)
 

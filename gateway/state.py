@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway.logs import AccessLog
+
 
 @dataclass(slots=True)
 class ServerState:
@@ -16,12 +18,14 @@ class ServerState:
         draining: whether new requests are refused.
         in_flight: requests under way.
         on_drain: called when draining begins.
+        access: told of each call that ends; None if nobody wants to know.
     """
 
     ready: bool = False
     draining: bool = False
     in_flight: int = 0
     on_drain: set[Callable[[], None]] = field(default_factory=set)
+    access: AccessLog | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -12,16 +12,18 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from gateway.decode import is_unordered
 from gateway.encode import encode_stream_error
 from gateway.errors import ModelNotReady, ResponseTooLarge, let_go
-from gateway.message import Message, read
+from gateway.logs import about
+from gateway.message import UNREADABLE, Message, read
 from gateway.model import ServedModel
 from gateway.request import Stages
 from gateway.state import ServerState
-from gateway.status import Status, status_of
+from gateway.status import Status, code_name, status_of
 from tensorgate_client import framing
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -46,9 +48,6 @@ class StreamLimits:
 
     window: int
     max_message_bytes: int
-
-
-_UNREADABLE = Message(b"", "", "", "", 0)
 
 
 class _Pending:
@@ -82,7 +81,7 @@ class Stream:
         self._deadline = deadline
         self._error_as_status = str(metadata.get(_ERROR_AS_STATUS, "")).lower() == "true"
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[bytes | Status]] = set()
         self._in_order: deque[_Pending] = deque()
         self._ready: deque[bytes | Status] = deque()
         self._pending = 0
@@ -91,7 +90,6 @@ class Stream:
         self._status: Status | None = None
         self._has_room = asyncio.Event()
         self._changed = asyncio.Event()
-        self._debug = _log.isEnabledFor(logging.DEBUG)
         self.ended = False
 
     def __repr__(self) -> str:
@@ -128,7 +126,7 @@ class Stream:
         self._pending += 1
         self._bytes += pending.size
         self._state.enter()
-        stages, message = Stages(), _UNREADABLE
+        stages, message = Stages(), UNREADABLE
         try:
             message = read(data)
             model = self._find(message.name, message.version)
@@ -136,12 +134,15 @@ class Stream:
         except Exception as error:  # as for a unary call: nothing but a status reaches the caller
             pending.unordered = is_unordered(message)
             self._enqueue(pending)
-            self._fail(pending, _head(message, message.version), error)
+            status = self._fail(pending, _head(message, message.version), error)
+            self._note(message.about(), None, stages, status)
             return
         self._enqueue(pending)
         task = self._loop.create_task(self._answer(pending, model, message, stages))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if self._state.access:  # so that cancelled ones, too, have their line
+            task.add_done_callback(partial(self._note_ended, model, message, stages))
 
     def end(self, status: Status | None = None) -> None:
         """No more comes; `next` gives `status` after the last response."""
@@ -177,22 +178,35 @@ class Stream:
         if not pending.unordered:
             self._in_order.append(pending)
 
-    async def _answer(self, pending: _Pending, model: ServedModel, message: Message, stages: Stages) -> None:
+    async def _answer(self, pending: _Pending, model: ServedModel, message: Message, stages: Stages) -> bytes | Status:
         try:
             response = framing.stream_response(await model.infer(message, stages, self._deadline, windowed=True))
             self._check_size(response)
         except Exception as error:  # as for a unary call
-            self._fail(pending, _head(message, str(model.version)), error)
-            return
-        if self._debug:
-            _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
+            return self._fail(pending, _head(message, str(model.version)), error)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s", stages, extra=about(**message.about(model.version), rpc=RPC))
         self._settle(pending, response)
+        return response
 
-    def _fail(self, pending: _Pending, head: pb.ModelInferResponse, error: Exception) -> None:
-        status = status_of(error, RPC)
+    def _fail(self, pending: _Pending, head: pb.ModelInferResponse, error: Exception) -> Status:
+        status = status_of(error, RPC, model=head.model_name, version=head.model_version, request_id=head.id)
         let_go(error)
         told = status if self._error_as_status else encode_stream_error(head, status.code.name, status.details)
         self._settle(pending, told)
+        return status
+
+    def _note_ended(
+        self, model: ServedModel, message: Message, stages: Stages, task: asyncio.Task[bytes | Status]
+    ) -> None:
+        answer = None if task.cancelled() else task.result()
+        self._note(message.about(model.version), model.rows(message), stages, answer)
+
+    def _note(self, fields: dict[str, str], rows: int | None, stages: Stages, answer: bytes | Status | None) -> None:
+        """A line in the access log, if there is one."""
+        if self._state.access:
+            code = code_name(answer, self._deadline, self._limits.max_message_bytes)
+            self._state.access.ended(RPC, code, stages.received, **fields, rows=rows)
 
     def _check_size(self, response: bytes) -> None:
         if len(response) > self._limits.max_message_bytes:
