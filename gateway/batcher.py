@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import cast
@@ -42,6 +42,9 @@ class Batcher:
         layout: how batches are put together.
         on_executed: told every batch that was executed well.
         clock: seconds; `InferenceRequest.deadline` is in its terms.
+
+    Attributes:
+        about: whose batches they are, for the log.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Batcher:
         self._timer_at = inf
         self._closing = False
         self._drained = asyncio.Event()
+        self.about: Mapping[str, object] = {}
 
     def __repr__(self) -> str:
         retrying = sum(1 for _ in self._retries)
@@ -261,7 +265,8 @@ class Batcher:
         self._idle.append(instance)
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         if error is not None and len(jobs) > 1:
-            _log.info("a batch of %d requests failed, trying them apart: %s", len(jobs), type(error).__name__)
+            told = "a batch of %d requests failed, trying them apart: %s"
+            _log.info(told, len(jobs), type(error).__name__, extra=self.about)
         self._retries.ended(instance, jobs, well=error is None)
         if self._instances == 1:  # others would go on meanwhile
             self._returning.ended(batch.rows, self._clock(), self._queue.gain(jobs[0].shape, batch.rows) / 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -66,27 +65,22 @@ def _add_serve(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
             chosen = parse(parsed)
         except settings.InvalidSettings as error:
             return _fail(str(error), 2)
-        _log_to_stderr(chosen.log_level.upper())
         return _serve(chosen)
 
     parser.set_defaults(run=run)
 
 
-def _log_to_stderr(level: str) -> None:
-    others = max(logging.INFO, logging.getLevelNamesMapping()[level])
-    logging.basicConfig(level=others, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
-    logging.getLogger("pygrpc_native").setLevel(logging.ERROR)  # as GRPC_VERBOSITY below
-    for ours in ("gateway", "backends"):  # debug is about requests, not about the libraries that carry them
-        logging.getLogger(ours).setLevel(level)
-
-
 def _serve(chosen: settings.Settings) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of its own log we say ourselves, in plain words
+    from gateway.logs import ServerLog  # noqa: PLC0415  # as those below
+
+    log = ServerLog(chosen.log_level, chosen.log_format, sys.stderr)
+    log.install()
     from gateway import server, transport  # noqa: PLC0415  # grpc takes a moment to import, which --help need not wait for
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(server.serve(chosen))
+            return runner.run(server.serve(chosen, log))
     except transport.CannotListen as error:
         return _fail(str(error), 1)
     except settings.InvalidSettings as error:  # of what the server alone reads: OpenTelemetry's variables

@@ -45,6 +45,14 @@ class Message:
     head: Head | None = None
     _parsed: InferRequest | None = None
 
+    def about(self, version: int | None = None) -> dict[str, str]:
+        """Which request it is, for the log; `version` is the one that it went to, if it went to any."""
+        return {
+            "model": self.name,
+            "version": self.version if version is None else str(version),
+            "request_id": self.id,
+        }
+
     @property
     def parsed(self) -> InferRequest:
         """The whole message.
@@ -59,6 +67,10 @@ class Message:
             if (proto.model_name, proto.model_version, proto.id) != (self.name, self.version, self.id):
                 raise InvalidRequest("model_name, model_version or id came twice and differ: send each once")
         return self._parsed
+
+
+UNREADABLE = Message(b"", "", "", "", 0)
+"""Stands for one that could not be read."""
 
 
 def read(data: bytes) -> Message:

@@ -23,6 +23,7 @@ from gateway.encode import Encoder
 from gateway.errors import InvalidRequest, NotOffered, restated
 from gateway.heads import KnownHeads
 from gateway.instances import ThreadInstance, Worker
+from gateway.logs import about
 from gateway.message import Message
 from gateway.padding import Padding
 from gateway.request import InferenceRequest, Stages
@@ -50,7 +51,7 @@ class ServedModel:
     def __init__(self, version: int, config: pb.ModelConfig, runtime: Runtime, cache: ResponseCache | None) -> None:
         self.name = config.name
         self.version = version
-        self.described = config.name, str(version), config.backend
+        self.described = str(version), config.backend
         self.config = config
         self.runtime = runtime
         batches = config.max_batch_size > 0
@@ -60,6 +61,7 @@ class ServedModel:
         self.layout = BatchLayout(self.inputs, self.outputs, Padding.of(config))
         self.stats = ModelStatistics()
         self._batcher = Batcher(runtime.instances, BatchingPolicy.of(config), self.layout, self.stats.executed)
+        self._batcher.about = about(model=self.name, version=str(version))
         self._encoder = Encoder(self.name, version)
         self._heads = KnownHeads()
         self._cache = cache and ModelCache(
@@ -122,6 +124,15 @@ class ServedModel:
         if head := self._heads.of(message):
             return head.request.unordered
         return is_unordered(message)
+
+    def rows(self, message: Message) -> int | None:
+        """How many rows a message says that it has, for the log."""
+        if head := self._heads.of(message):
+            return head.request.rows
+        try:
+            return message.parsed.proto.inputs[0].shape[0] if self.max_batch_size else 1
+        except (InvalidRequest, IndexError):
+            return None
 
     def _decode_and_learn(self, message: Message, request: InferenceRequest) -> None:
         decode_tensors(self, message, request)

@@ -19,9 +19,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from backends.registry import Registry
 from gateway import layout, polling
 from gateway.cache import ResponseCache
+from gateway.logs import AccessLog, ServerLog
 from gateway.metrics import MetricsPage, ModelReading, Reading
 from gateway.metrics_http import MetricsEndpoint
 from gateway.model import Loader
+from gateway.observing import Observer
 from gateway.repository import Repository
 from gateway.servicer import NAME, SERVICE, Servicer
 from gateway.settings import Settings
@@ -45,11 +47,14 @@ class Server:
 
     Args:
         settings: what it was told.
+        log: clients may change what it takes.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, log: ServerLog) -> None:
         self._settings = settings
         self._traces = Traces(settings, version(NAME))
+        access = AccessLog() if settings.access_log else None
+        self._observer = Observer(self._traces, log, access, settings.max_message_mb * 1024 * 1024)
         self._state = ServerState()
         self._health = health.aio.HealthServicer()
         self._cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
@@ -125,7 +130,7 @@ class Server:
         explicit = self._settings.model_control == "explicit"
         await self._note_server(ready=False)
         limits = StreamLimits(self._settings.stream_window, limit)
-        servicer = Servicer(self._repository, self._state, self._traces, limits, explicit=explicit)
+        servicer = Servicer(self._repository, self._state, self._observer, limits, explicit=explicit)
         methods, streams = servicer.methods(), servicer.streams()
         if self._settings.native:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
@@ -191,13 +196,13 @@ class Server:
         await self._health.set(name, _SERVING if ready else _NOT_SERVING)
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, log: ServerLog) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. A second signal ends the process at once.
 
     Raises:
         CannotListen: the address cannot be had.
     """
-    server = Server(settings)
+    server = Server(settings, log)
     stop = asyncio.Event()
     _on_signals(stop)
     port = await server.start()

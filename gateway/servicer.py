@@ -7,18 +7,19 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-from google.protobuf.message import Message
+from google.protobuf import message as protobuf
 
 from gateway import streaming
 from gateway.catalogue import State
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered, let_go
-from gateway.message import read
+from gateway.logs import about, kind_of
+from gateway.message import UNREADABLE, read
+from gateway.observing import Observer
 from gateway.repository import Repository
 from gateway.request import Stages
 from gateway.state import ServerState
 from gateway.status import CANCELLED, Status, status_of
 from gateway.streaming import Caller, Stream, StreamLimits
-from gateway.traces import Traces
 from gateway.tracing import CallTrace, Metadata, parent_of
 from gateway.transport import Method, OpenStream
 from tensorgate_client.wire import inference_pb2 as pb
@@ -34,6 +35,7 @@ EXTENSIONS = (
     "statistics",
     "binary_tensor_data",
     "trace",
+    "logging",
 )
 """The protocol's extensions that work here; ServerMetadata names them, and clients go by that."""
 
@@ -50,26 +52,24 @@ class Servicer:
     Args:
         repository: the models.
         state: of the server.
-        traces: which calls are traced.
+        observer: told of each call.
         limits: of each stream.
         explicit: whether models may be loaded and unloaded by RPC.
     """
 
     def __init__(
-        self, repository: Repository, state: ServerState, traces: Traces, limits: StreamLimits, *, explicit: bool
+        self, repository: Repository, state: ServerState, observer: Observer, limits: StreamLimits, *, explicit: bool
     ) -> None:
         self._repository = repository
         self._catalogue = repository.catalogue
         self._state = state
-        self._tracer = traces.tracer
-        self._trace_settings = traces.settings
+        self._observer = observer
         self._limits = limits
         self._explicit = explicit
-        self._debug = _log.isEnabledFor(logging.DEBUG)
 
     def methods(self) -> dict[str, Method]:
         """The unary RPCs by path; messages pass as bytes, so that each decides what it parses."""
-        answered: dict[str, Callable[[Any], Awaitable[Message]]] = {
+        answered: dict[str, Callable[[Any], Awaitable[protobuf.Message]]] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ModelReady": self._model_ready,
@@ -78,6 +78,7 @@ class Servicer:
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "TraceSetting": self._trace_setting,
+            "LogSettings": self._log_settings,
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_model_load,
             "RepositoryModelUnload": self._repository_model_unload,
@@ -87,7 +88,7 @@ class Servicer:
             name = rpc.name
             handler = _parsing(rpc, answered[name]) if name in answered else _refusing(name)
             if not rpc.client_streaming:
-                table[f"/{SERVICE.full_name}/{name}"] = self._answering(name, handler)
+                table[f"/{SERVICE.full_name}/{name}"] = self._answering(rpc, handler)
         table[f"/{SERVICE.full_name}/{_INFER}"] = self._model_infer
         return table
 
@@ -96,27 +97,29 @@ class Servicer:
         return {f"/{SERVICE.full_name}/{streaming.RPC}": self._open_stream}
 
     def _open_stream(self, deadline: float, metadata: Metadata) -> Stream:
-        return Stream(self._catalogue.find, self._state, self._tracer, self._limits, Caller(deadline, metadata))
+        return Stream(self._catalogue.find, self._state, self._observer, self._limits, Caller(deadline, metadata))
 
-    def _answering(self, rpc: str, handler: Handler) -> Method:
-        """The handler, counted, with its errors turned into statuses."""
-        state, tracer, name = self._state, self._tracer, f"{SERVICE.full_name}/{rpc}"
+    def _answering(self, rpc: Any, handler: Handler) -> Method:
+        """The handler, counted and observed, with its errors turned into statuses."""
+        state, observer, name = self._state, self._observer, f"{SERVICE.full_name}/{rpc.name}"
 
-        async def answer(message: bytes, _: float, metadata: Metadata) -> bytes | Status:
-            trace = CallTrace(name, Stages(), parent_of(metadata)) if tracer.on else None
-            if trace:
-                tracer.begin(trace)
+        async def answer(message: bytes, deadline: float, metadata: Metadata) -> bytes | Status:
+            call = None
+            if observer.on:
+                call = CallTrace(name, Stages(), parent_of(metadata), deadline)
+                call.model, call.version = _addressee(rpc, message)
+                observer.begin(call)
             state.enter()
             answer: bytes | Status = CANCELLED
             try:
                 answer = await handler(message)
             except Exception as error:  # the table is total: nothing but a status reaches the caller
-                answer = status_of(error, rpc)
+                answer = status_of(error, rpc.name, **(call.about() if call else {}))
                 let_go(error)
             finally:
                 state.leave()
-                if trace:
-                    tracer.end(trace, answer)
+                if call:
+                    observer.end(call, answer)
             return answer
 
         return answer
@@ -161,29 +164,30 @@ class Servicer:
         return response
 
     async def _model_infer(self, data: bytes, deadline: float, metadata: Metadata) -> bytes | Status:
-        stages = Stages()
-        trace = CallTrace(_INFER_NAME, stages, parent_of(metadata)) if self._tracer.on else None
+        stages, message, model = Stages(), UNREADABLE, None
+        call = CallTrace(_INFER_NAME, stages, parent_of(metadata), deadline) if self._observer.on else None
         self._state.enter()
         answer: bytes | Status = CANCELLED
         try:
             self._check_draining()
             message = read(data)
-            if trace:
-                trace.name, trace.request_id = message.name, message.id
-                self._tracer.begin(trace)
+            if call:
+                call.model, call.version, call.request_id = message.name, message.version, message.id
+                self._observer.begin(call)
             model = self._catalogue.find(message.name, message.version)
-            if trace:
-                trace.model = model.described
+            if call:
+                call.version, call.backend = model.described
             answer = await model.infer(message, stages, deadline)
-            if self._debug:
-                _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s", stages, extra=about(**message.about(model.version), rpc=_INFER))
         except Exception as error:  # as above
-            answer = status_of(error, _INFER)
+            fields = call.about() if call else message.about(model.version if model else None)
+            answer = status_of(error, _INFER, **fields)
             let_go(error)
         finally:
             self._state.leave()
-            if trace:
-                self._tracer.end(trace, answer)
+            if call:
+                self._observer.end(call, answer, model.rows(message) if model and self._observer.access else None)
         return answer
 
     def _check_draining(self) -> None:
@@ -195,8 +199,17 @@ class Servicer:
             raise ModelNotFound(request.model_name)
         wanted = {name: list(setting.value) for name, setting in request.settings.items()}
         response = pb.TraceSettingResponse()
-        for name, values in self._trace_settings.change(request.model_name, wanted).items():
+        for name, values in self._observer.traces.settings.change(request.model_name, wanted).items():
             response.settings[name].value.extend(values)
+        return response
+
+    async def _log_settings(self, request: pb.LogSettingsRequest) -> pb.LogSettingsResponse:
+        chosen = {name: (value.WhichOneof("parameter_choice"), value) for name, value in request.settings.items()}
+        log = self._observer.log
+        log.change({name: getattr(value, kind) if kind else None for name, (kind, value) in chosen.items()})
+        response = pb.LogSettingsResponse()
+        for name, value in log.settings.items():
+            setattr(response.settings[name], kind_of(value), value)
         return response
 
     async def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
@@ -234,7 +247,18 @@ def _check_repository(name: str) -> None:
         raise InvalidRequest(f"unknown repository '{name}': this server has one, leave repository_name empty")
 
 
-def _parsing(rpc: Any, method: Callable[[Any], Awaitable[Message]]) -> Handler:
+def _addressee(rpc: Any, message: bytes) -> tuple[str, str]:
+    """Which model and version a call other than an inference is about."""
+    try:
+        request = getattr(pb, rpc.input_type.name).FromString(message)
+    except protobuf.DecodeError:
+        return "", ""
+    if rpc.name.startswith("RepositoryModel"):
+        return request.model_name, ""
+    return (request.name, request.version) if rpc.name.startswith("Model") else ("", "")
+
+
+def _parsing(rpc: Any, method: Callable[[Any], Awaitable[protobuf.Message]]) -> Handler:
     """`method` between bytes and bytes."""
     request_type = getattr(pb, rpc.input_type.name)
 

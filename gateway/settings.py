@@ -115,6 +115,10 @@ class Settings(BaseSettings):
         None, ge=0, allow_inf_nan=False, description="Where calls are traced: keep all that take longer, sampled or not"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log")
+    log_format: Literal["auto", "human", "json"] = Field(
+        "auto", description="human: lines for people; json: an object a line; auto: human on a terminal, else json"
+    )
+    access_log: bool = Field(default=False, description="Log a line for each call, whatever --log-level says")
 
     @property
     def native(self) -> bool:
@@ -158,7 +162,8 @@ def add_arguments(parser: ArgumentParser, only: Collection[str] = ()) -> Callabl
 
 def _add_argument(parser: ArgumentParser, *names: str, **options: Any) -> None:
     """Add a flag, its value named as users would rather than by Python's type."""
-    options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
+    if "metavar" in options:  # switches have none
+        options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
     options["help"] = options["help"].replace("(default: ())", "(default: none)")
     parser.add_argument(*names, **options)
 
@@ -208,7 +213,7 @@ def load(flags: CliSettingsSource[Settings], file: str | None) -> Settings:
 def _line(fault: Any, flags: Collection[str], file: str | None) -> str:
     """A fault in a line that starts with where the value was given."""
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = message.partition(", unable to parse")[0]
+    message = message.partition(", unable to ")[0]
     if not fault["loc"]:  # several settings together
         return str(message)
     name = str(fault["loc"][0])

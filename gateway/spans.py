@@ -133,7 +133,7 @@ class SpanBuilder:
         """The span of the batch that a call was executed in."""
         if batch.span is None:
             batch.span = random.getrandbits(128), random.getrandbits(64)
-            self._shared[id(batch)] = _Shared(batch, _context(*batch.span), trace.model or ("", "", ""))
+            self._shared[id(batch)] = _Shared(batch, _context(*batch.span), (trace.model, trace.version, trace.backend))
         shared = self._shared.get(id(batch))
         if shared and trace.stages.outcome != "joined":
             shared.links.append(Link(member))
@@ -206,11 +206,10 @@ def _context(trace_id: int, span_id: int, state: TraceState | None = None, *, re
 
 
 def _of_request(trace: CallTrace) -> Attributes:
-    name, version, backend = trace.model or (trace.name, "", "")
     attributes = {
-        "tensorgate.model.name": name,
-        "tensorgate.model.version": version,
-        "tensorgate.backend": backend,
+        "tensorgate.model.name": trace.model,
+        "tensorgate.model.version": trace.version,
+        "tensorgate.backend": trace.backend,
         "tensorgate.request.id": trace.request_id,
         "tensorgate.cache": trace.stages.outcome,
     }

@@ -11,6 +11,7 @@ from grpc import StatusCode
 
 from backends.base import InvalidInput
 from gateway import errors
+from gateway.logs import about
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ _LONGEST = 1500
 """Bytes of a message: it travels in HTTP/2 trailers, which peers refuse from 8 KiB on, and may quote the caller."""
 
 
-def status_of(error: Exception, rpc: str) -> Status:
+def status_of(error: Exception, rpc: str, **fields: object) -> Status:
     """The code and message a caller gets for `error`.
 
     Whatever is not in the table is our fault or the model's: the caller gets an id, the log the id and the traceback.
+    `fields` say there whose request it was, as in `logs.about`.
     """
     if isinstance(error, (DecodeError, errors.MalformedRequest)):
         return Status(StatusCode.INVALID_ARGUMENT, f"{rpc}: the request is not a valid protobuf message of this RPC")
@@ -54,7 +56,8 @@ def status_of(error: Exception, rpc: str) -> Status:
             return Status(_CODES[kind], _shortened(str(error)))
     correlation = uuid.uuid4().hex[:12]
     cause = error.__cause__ if isinstance(error, errors.ExecutionFailed) and error.__cause__ else error
-    _log.error("%s failed, id %s: %s", rpc, correlation, error, exc_info=cause)
+    extra = about(**fields, rpc=rpc, error_id=correlation)
+    _log.error("%s failed, id %s: %s", rpc, correlation, error, exc_info=cause, extra=extra)
     what = str(error) if isinstance(error, errors.ExecutionFailed) else f"{rpc} failed"
     return Status(
         StatusCode.INTERNAL,

@@ -12,17 +12,20 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Self
 
 from gateway.decode import is_unordered
 from gateway.encode import encode_stream_error
 from gateway.errors import ModelNotReady, ResponseTooLarge, let_go
-from gateway.message import Message, read
+from gateway.logs import about
+from gateway.message import UNREADABLE, Message, read
 from gateway.model import ServedModel
+from gateway.observing import Observer
 from gateway.request import Stages
 from gateway.state import ServerState
 from gateway.status import CANCELLED, Status, status_of
-from gateway.tracing import CallTrace, Metadata, Tracer, parent_of
+from gateway.tracing import CallTrace, Metadata, parent_of
 from tensorgate_client import framing
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -50,9 +53,6 @@ class StreamLimits:
     max_message_bytes: int
 
 
-_UNREADABLE = Message(b"", "", "", "", 0)
-
-
 class Caller(NamedTuple):
     """Whose a stream is.
 
@@ -68,12 +68,11 @@ class Caller(NamedTuple):
 class _Pending:
     """A request whose response has not been sent."""
 
-    __slots__ = ("answer", "size", "trace", "unordered")
+    __slots__ = ("answer", "size", "unordered")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.unordered = False
-        self.trace: CallTrace | None = None
         self.answer: bytes | Status | None = None
 
 
@@ -83,13 +82,13 @@ class Stream:
     Args:
         find: model by name and version.
         state: of the server.
-        tracer: decides which of its requests are traced, and whether it is itself.
+        observer: told of it and of each of its requests.
         limits: of this stream.
         caller: whose it is.
     """
 
     def __init__(
-        self, find: FindModel, state: ServerState, tracer: Tracer, limits: StreamLimits, caller: Caller
+        self, find: FindModel, state: ServerState, observer: Observer, limits: StreamLimits, caller: Caller
     ) -> None:
         self._find = find
         self._state = state
@@ -98,13 +97,13 @@ class Stream:
         self._error_as_status = (_ERROR_AS_STATUS, "true") in [
             (key, str(value).lower()) for key, value in caller.metadata
         ]
-        self._tracer = tracer
-        self._parent = parent_of(caller.metadata) if tracer.on else None
-        self._trace = CallTrace(_NAME, Stages(), self._parent) if tracer.on else None
+        self._observer = observer
+        self._parent = parent_of(caller.metadata) if observer.on else None
+        self._call = CallTrace(_NAME, Stages(), self._parent, caller.deadline) if observer.on else None
         self._position = 0
         self._final: bytes | Status = CANCELLED
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[bytes | Status]] = set()
         self._in_order: deque[_Pending] = deque()
         self._ready: deque[bytes | Status] = deque()
         self._pending = 0
@@ -113,7 +112,6 @@ class Stream:
         self._status: Status | None = None
         self._has_room = asyncio.Event()
         self._changed = asyncio.Event()
-        self._debug = _log.isEnabledFor(logging.DEBUG)
         self.ended = False
 
     def __repr__(self) -> str:
@@ -121,8 +119,8 @@ class Stream:
 
     def __enter__(self) -> Self:
         self._state.on_drain.add(self._drain)
-        if self._trace:
-            self._tracer.begin(self._trace)
+        if self._call:
+            self._observer.begin(self._call)
         if self._state.draining:
             self._drain()
         return self
@@ -132,8 +130,8 @@ class Stream:
         for task in self._tasks:
             task.cancel()
         self._state.leave(self._pending)
-        if self._trace:
-            self._tracer.end(self._trace, self._final)
+        if self._call and self._observer.traces.tracer.on:  # the access log is about its requests
+            self._observer.traces.tracer.end(self._call, self._final if isinstance(self._final, Status) else None)
 
     @property
     def full(self) -> bool:
@@ -154,24 +152,28 @@ class Stream:
         self._pending += 1
         self._bytes += pending.size
         self._state.enter()
-        stages, message = Stages(), _UNREADABLE
+        stages, message = Stages(), UNREADABLE
+        call = None
         try:
             message = read(data)
-            if self._tracer.on:
-                pending.trace = self._traced(stages, message)
+            call = self._observed(stages, message)
             model = self._find(message.name, message.version)
-            if pending.trace:
-                pending.trace.model = model.described
+            if call:
+                call.version, call.backend = model.described
             pending.unordered = model.is_unordered(message)
         except Exception as error:  # as for a unary call: nothing but a status reaches the caller
             pending.unordered = is_unordered(message)
             self._enqueue(pending)
-            self._fail(pending, _head(message, message.version), error)
+            status = self._fail(pending, _head(message, message.version), error)
+            if call := call or self._observed(stages, message):
+                self._observer.end(call, status)
             return
         self._enqueue(pending)
         task = self._loop.create_task(self._answer(pending, model, message, stages))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if call:  # so that cancelled ones, too, are told of
+            task.add_done_callback(partial(self._ended, model, message, call))
 
     def end(self, status: Status | None = None) -> None:
         """No more comes; `next` gives `status` after the last response."""
@@ -204,12 +206,16 @@ class Stream:
         self._state.leave()
         self._has_room.set()
 
-    def _traced(self, stages: Stages, message: Message) -> CallTrace:
-        within = self._trace.stages.span if self._trace else None
-        trace = CallTrace(_NAME, stages, self._parent, within, self._position, message.name, message.id)
+    def _observed(self, stages: Stages, message: Message) -> CallTrace | None:
+        """What is kept of a request, if anybody wants to know."""
+        if not self._observer.on:
+            return None
+        within = self._call.stages.span if self._call else None
+        call = CallTrace(_NAME, stages, self._parent, self._deadline, within, self._position)
+        call.model, call.version, call.request_id = message.name, message.version, message.id
         self._position += 1
-        self._tracer.begin(trace)
-        return trace
+        self._observer.begin(call)
+        return call
 
     def _drain(self) -> None:
         self.end(status_of(ModelNotReady("the server is shutting down: try another one"), RPC))
@@ -218,26 +224,31 @@ class Stream:
         if not pending.unordered:
             self._in_order.append(pending)
 
-    async def _answer(self, pending: _Pending, model: ServedModel, message: Message, stages: Stages) -> None:
+    async def _answer(self, pending: _Pending, model: ServedModel, message: Message, stages: Stages) -> bytes | Status:
         try:
             response = framing.stream_response(await model.infer(message, stages, self._deadline, windowed=True))
             self._check_size(response)
         except Exception as error:  # as for a unary call
-            self._fail(pending, _head(message, str(model.version)), error)
-            return
-        if self._debug:
-            _log.debug("%s/%d id=%r %s", model.name, model.version, message.id, stages)
+            return self._fail(pending, _head(message, str(model.version)), error, stages)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s", stages, extra=about(**message.about(model.version), rpc=RPC))
         self._settle(pending, response)
-        if pending.trace:
-            self._tracer.end(pending.trace, response)
+        return response
 
-    def _fail(self, pending: _Pending, head: pb.ModelInferResponse, error: Exception) -> None:
-        status = status_of(error, RPC)
+    def _fail(
+        self, pending: _Pending, head: pb.ModelInferResponse, error: Exception, stages: Stages | None = None
+    ) -> Status:
+        span = stages.span if stages else None
+        fields = {"model": head.model_name, "version": head.model_version, "request_id": head.id}
+        status = status_of(error, RPC, **fields, trace_id=span.hex_trace_id if span else "")
         let_go(error)
-        if pending.trace:
-            self._tracer.end(pending.trace, status)
         told = status if self._error_as_status else encode_stream_error(head, status.code.name, status.details)
         self._settle(pending, told)
+        return status
+
+    def _ended(self, model: ServedModel, message: Message, call: CallTrace, task: asyncio.Task[bytes | Status]) -> None:
+        rows = model.rows(message) if self._observer.access else None
+        self._observer.end(call, CANCELLED if task.cancelled() else task.result(), rows)
 
     def _check_size(self, response: bytes) -> None:
         if len(response) > self._limits.max_message_bytes:

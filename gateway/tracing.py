@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import NamedTuple, TypeAlias
 
+from gateway.logs import about
 from gateway.request import Stages
 from gateway.status import Status
 
@@ -74,30 +75,39 @@ class Ids(NamedTuple):
 
 @dataclass(slots=True)
 class CallTrace:
-    """What is kept of a call, or of a request within a stream, for its spans.
+    """What is kept of a call, or of a request within a stream, for its spans and its line in the log.
 
     Attributes:
         rpc: its full name, "package.Service/Method".
         stages: time stamps, where it was executed, and the span's ids once it is sampled.
         parent: the caller's span.
+        deadline: when the caller stops waiting (`time.perf_counter`).
         within: the stream's span, for a request of a stream that is sampled itself.
         position: of a request in its stream, from 0; -1 for a whole call.
-        name, request_id: of the model as the caller names it, and of the request.
-        model: name, version and backend, once they are known.
+        model, version: as the caller names them, then the version that answers.
+        backend: of that version.
+        request_id: the caller's.
         ended: when the answer was ready (`time.perf_counter_ns`).
         status: None for OK.
     """
 
     rpc: str
     stages: Stages
-    parent: Parent | None
+    parent: Parent | None = None
+    deadline: float = inf
     within: Ids | None = None
     position: int = -1
-    name: str = ""
+    model: str = ""
+    version: str = ""
+    backend: str = ""
     request_id: str = ""
-    model: tuple[str, str, str] | None = None
     ended: int = 0
     status: Status | None = None
+
+    def about(self) -> dict[str, object]:
+        """Which it is, for the log."""
+        trace_id = self.stages.span.hex_trace_id if self.stages.span else ""
+        return about(model=self.model, version=self.version, request_id=self.request_id, trace_id=trace_id)
 
     def new_ids(self) -> Ids:
         """Of a span for it."""
@@ -136,7 +146,7 @@ class Tracer:
 
     def begin(self, call: CallTrace) -> None:
         """Decide, once it is known which model is meant, if any."""
-        sampling = self.by_model.get(call.name, self.sampling)
+        sampling = self.by_model.get(call.model, self.sampling)
         if not sampling.on or sampling.left <= 0:
             return
         if call.parent and sampling.parent_based:
@@ -149,7 +159,7 @@ class Tracer:
             if chance < sampling.bound:
                 call.stages.span = ids
         if call.stages.span and sampling.left < inf:
-            self._change(call.name, replace(sampling, left=sampling.left - 1))
+            self._change(call.model, replace(sampling, left=sampling.left - 1))
 
     def _change(self, name: str, sampling: Sampling) -> None:
         if name in self.by_model:
@@ -157,14 +167,14 @@ class Tracer:
         else:
             self.sampling = sampling
 
-    def end(self, call: CallTrace, answer: bytes | Status) -> None:
+    def end(self, call: CallTrace, status: Status | None) -> None:
         """A call has been answered: keep it if it is sampled, or has become worth it."""
         call.ended = time.perf_counter_ns()
-        call.status = answer if isinstance(answer, Status) else None
+        call.status = status
         if call.stages.span is None:
             slow = call.ended - call.stages.received > self.slow_ns
             failed = call.status is not None and call.status.code.name in FAULTS
-            if not (slow or failed) or not self.by_model.get(call.name, self.sampling).on:
+            if not (slow or failed) or not self.by_model.get(call.model, self.sampling).on:
                 return
             call.stages.span = call.new_ids()
         if len(self.finished) >= self.most:

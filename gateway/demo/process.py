@@ -73,7 +73,7 @@ def serving(repository: Path, port: int, metrics_port: int) -> Iterator[Running]
     # -P: a folder named like one of our packages must not get in the way.
     command = [sys.executable, "-P", "-m", "gateway", "serve"]
     command += ["--model-repository", str(repository), "--port", str(port)]
-    command += ["--metrics-port", str(metrics_port)]
+    command += ["--metrics-port", str(metrics_port), "--log-format", "human"]
     with ExitStack() as ending:
         with _undisturbed():
             # A group of its own: Ctrl-C is for the demo, which then stops the server; two would cut requests off.

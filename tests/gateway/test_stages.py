@@ -8,7 +8,10 @@ from support.server import serving
 
 from tensorgate_client import encode_infer_request
 
-_STAGES = r"echo/1 id='slow one' cache=(\d+)us decode=(\d+)us queue=(\d+)us execute=(\d+)us encode=(\d+)us"
+_STAGES = (
+    r"cache=(\d+)us decode=(\d+)us queue=(\d+)us execute=(\d+)us encode=(\d+)us "
+    "model=echo version=1 request_id='slow one' rpc=ModelInfer"
+)
 
 
 def test_debug_logs_the_stages_of_each_request(repository: RepositoryBuilder) -> None:

@@ -82,7 +82,9 @@ def test_a_failing_model_is_internal(gateway: Gateway, name: str) -> None:
         details,
     )
     assert match
-    gateway.server.wait_for_log(rf"ModelInfer failed, id {match[1]}: [^\n]*\nTraceback (.*\n)+?[\w.]+Error", timeout=10)
+    gateway.server.wait_for_log(
+        rf"ModelInfer failed, id {match[1]}: [^\n]*\n  Traceback (.*\n)+?  [\w.]+Error", timeout=10
+    )
 
 
 def test_a_failing_models_text_stays_in_the_log(gateway: Gateway) -> None:

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.timeout(120)
 ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
 UNIMPLEMENTED = {
     **{"trace": "TraceSetting", "set_trace": "TraceSetting"},
-    **{"log": "LogSettings", "set_log": "LogSettings"},
     **{"shm": "SystemSharedMemoryStatus", "register_shm": "SystemSharedMemoryRegister"},
     **{"unregister_shm": "SystemSharedMemoryUnregister", "cuda": "CudaSharedMemoryStatus"},
     **{"register_cuda": "CudaSharedMemoryRegister", "unregister_cuda": "CudaSharedMemoryUnregister"},
@@ -71,6 +70,7 @@ def test_metadata_is_true(survey: dict[str, Any]) -> None:
     assert survey["server"]["name"] == "tensorgate"
     assert sorted(survey["server"]["extensions"]) == [
         "binary_tensor_data",
+        "logging",
         "model_configuration",
         "model_repository",
         "schedule_policy",

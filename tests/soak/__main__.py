@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from gateway.logs import ServerLog
 from gateway.server import Server
 from gateway.settings import Settings
 from soak.drive import Report, drive
@@ -73,7 +74,7 @@ async def _soak(folder: Path, seed: str, seconds: float, processes: int) -> list
         model_control="explicit",
         load_model="*",
     )
-    server = Server(settings)
+    server = Server(settings, ServerLog(settings.log_level, "human", sys.stderr))
     address = f"{settings.host}:{await server.start()}"
     await server.load()
     await drive(address, folder, f"{seed} first", 3, processes)  # starts the pools' threads

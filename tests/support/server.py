@@ -30,7 +30,7 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "TENSORGATE_METRICS_PORT": "0", **(environment or {})},
+            env={**os.environ, "TENSORGATE_METRICS_PORT": "0", "TENSORGATE_LOG_FORMAT": "human", **(environment or {})},
         )
         self._lines: list[str] = []
         self._changed = threading.Condition()

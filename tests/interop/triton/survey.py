@@ -30,8 +30,6 @@ def main(address: str, model: str) -> None:
         "unknown_statistics": lambda: client.get_inference_statistics("nobody"),
         "trace": client.get_trace_settings,
         "set_trace": lambda: client.update_trace_settings(settings={"trace_rate": "1"}),
-        "log": client.get_log_settings,
-        "set_log": lambda: client.update_log_settings({"log_info": True}),
         "shm": client.get_system_shared_memory_status,
         "register_shm": lambda: client.register_system_shared_memory("r", "/r", 64),
         "unregister_shm": client.unregister_system_shared_memory,
