@@ -100,7 +100,7 @@ def test_json(models):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["load"], "unknown model: 'load'"),
+        (["load"], "expected `models` or `models MODEL`"),
         (["a", "b"], "expected `models` or `models MODEL`"),
         (["load", "shout", "--statistics"], "expected `models` or `models MODEL`"),
         (["load", "shout", "--config", "none.json"], "--config: none.json: No such file or directory"),

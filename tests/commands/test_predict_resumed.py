@@ -79,7 +79,7 @@ def test_another_run_is_not_gone_on_with(tmp_path, command, source):
     interrupted(signal.SIGKILL, lambda: segments(target) >= 1, *command(target.name))
     answer = tensorgate(*command(target.name, "--resume", "--keep", "x"))
     assert answer.returncode == 2
-    assert f"--resume: this is not the run that left {target}.partial: keep was [], is now ['x']" in answer.stderr
+    assert f"--resume: this is not the run that left {target}.partial: --keep was nothing, is now x" in answer.stderr
     copy = write(tmp_path / "in.npy", x=np.zeros(10, np.float32))
     elsewhere = [copy if argument == source else argument for argument in command(target.name)]
     answer = tensorgate(*elsewhere, "--resume")
@@ -120,7 +120,8 @@ def test_the_server_goes_away(tmp_path):
                 return True
             return False
 
-        code, errors = interrupted(signal.SIGCONT, killed, *command, "--address", first.address, "--quiet")
+        options = ("--address", first.address, "--quiet", "--retry-for-s", "0")
+        code, errors = interrupted(signal.SIGCONT, killed, *command, *options)
     assert code == 3
     assert errors.splitlines() == [
         f"tensorgate: no server answers at {first.address} (--address HOST:PORT, --tls if it has TLS)",
