@@ -12,6 +12,7 @@ from gateway.commands.connection import connected, failed
 from gateway.commands.ending import endings, how
 from gateway.commands.failure import FAILED, UNFINISHED, USAGE, CommandFailed
 from gateway.commands.predict import output
+from gateway.commands.predict.finished import is_finished
 from gateway.commands.predict.partial import Partial, clear, locked
 from gateway.commands.predict.patience import Patience
 from gateway.commands.predict.plan import Plan, make_plan
@@ -30,17 +31,32 @@ def run(flags: Namespace) -> int:
     """
     source = open_source(flags.input)
     output.check_path(flags.output, flags.input, flags.keep)
+    folder = flags.output.with_name(f"{flags.output.name}.partial")
     if flags.output.exists() and not flags.force:
+        if flags.resume and is_finished(flags):
+            return _finished(flags, folder)
         raise CommandFailed(f"--output: {flags.output} exists; --force replaces it")
     try:
         with endings():
-            return _run_locked(flags, source)
+            return _run_locked(flags, source, folder)
     except OSError as error:  # the folder may not be written
         raise _not_written(flags, error, "") from None
 
 
-def _run_locked(flags: Namespace, source: Source) -> int:
-    with locked(flags.output.with_name(f"{flags.output.name}.partial")) as folder:
+def _finished(flags: Namespace, folder: Path) -> int:
+    """The run that is to go on has ended, though it may not have come to tidying up."""
+    if folder.exists():
+        with locked(folder):
+            clear(folder)
+    failed = output.reasons_of(flags.output).exists()
+    if not flags.quiet:
+        some = f", but for the rows in {output.reasons_of(flags.output)}" if failed else ""
+        print(f"{flags.output} is complete already{some}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def _run_locked(flags: Namespace, source: Source, folder: Path) -> int:
+    with locked(folder):
         former = _former(flags, folder)
         try:
             with connected(flags) as client:
@@ -91,7 +107,7 @@ def _run(client: InferenceClient, plan: Plan, partial: Partial) -> int:
             _fill(client, plan, partial, progress)
         except InferenceError as error:
             raise _ended(client, plan, error) from None
-    output.finish(flags.output, partial, plan.outputs, plan.schema)
+    output.finish(flags, partial, plan.outputs, plan.schema)
     clear(partial.folder)
     if not flags.quiet:
         rate = f" ({progress.rate:,.0f} rows/s)" if progress.rate else ""

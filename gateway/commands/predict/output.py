@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -14,6 +15,7 @@ import pyarrow as pa
 from gateway.commands.failure import CommandFailed
 from gateway.commands.model import Tensor
 from gateway.commands.predict.columns import is_list
+from gateway.commands.predict.finished import mark
 from gateway.commands.predict.partial import Partial, sync_folder
 from gateway.commands.predict.results import REASON
 from gateway.commands.predict.source import Batch, Schema, exactly
@@ -87,9 +89,11 @@ def reasons_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.errors.csv")
 
 
-def finish(path: Path, partial: Partial, tensors: Sequence[Tensor], schema: Schema) -> None:
+def finish(flags: Namespace, partial: Partial, tensors: Sequence[Tensor], schema: Schema) -> None:
     """Put the output in its place; the folder of segments can then go."""
+    path = flags.output
     _write(path, partial, tensors, schema)
+    mark(flags, partial.assembled)
     with partial.assembled.open("rb") as file:
         os.fsync(file.fileno())
     if partial.failed:

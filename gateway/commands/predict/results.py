@@ -60,6 +60,7 @@ class BlockResults:
         self._tensors = tensors
         self._schema = schema
         self._batched = batched
+        self._texts = [tensor.name for tensor in tensors if _is_text_type(schema.field(tensor.name).type)]
         self._unsent = sorted(block.faults)
         self._faults: Faults = dict(block.faults)
         self._first = block.first
@@ -107,19 +108,18 @@ class BlockResults:
                 self.fail(rows, f"output '{tensor.name}' came as {shown(array.shape)}, expected {shown(tensor.shape)}")
                 return
             parts[tensor.name] = array.reshape(len(rows), -1)
-        good = self._readable(rows, parts)
+        if self._texts:
+            good = self._readable(rows, parts)
+            rows, parts = rows[good], {name: part[good] for name, part in parts.items()}
         for name, part in parts.items():
-            self._parts[name].append(part[good])
-        self._good.append(rows[good])
+            self._parts[name].append(part)
+        self._good.append(rows)
 
     def _readable(self, rows: NDArray[np.int64], parts: Mapping[str, Array]) -> NDArray[np.bool_]:
         """Which rows can be written: text has to be text."""
         good = np.ones(len(rows), bool)
-        for name, part in parts.items():
-            kind = self._schema.field(name).type
-            if not pa.types.is_string(kind.value_type if is_list(kind) else kind):
-                continue
-            for at, row in enumerate(part):
+        for name in self._texts:
+            for at, row in enumerate(parts[name]):
                 if good[at] and not all(_is_text(value) for value in row):
                     good[at] = False
                     self.fail(rows[at : at + 1], f"output '{name}' is no UTF-8 text; --binary writes it as it is")
@@ -162,6 +162,10 @@ class BlockResults:
 
 def _fits(shape: Sequence[int], dims: Sequence[int]) -> bool:
     return len(shape) == len(dims) and all(wanted in (got, -1) for got, wanted in zip(shape, dims, strict=True))
+
+
+def _is_text_type(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind.value_type if is_list(kind) else kind))
 
 
 def _is_text(value: bytes) -> bool:

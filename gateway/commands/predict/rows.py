@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -93,15 +94,14 @@ class Block:
         for values in self._values:
             change |= np.diff(np.diff(values.offsets)[good]) != 0
         sizes = sum((values.bytes_of(good) for values in self._values), np.zeros(len(good), np.int64))
-        until = np.concatenate([[0], np.cumsum(sizes)])
-        ends = [*(np.flatnonzero(change) + 1).tolist(), len(good)]
+        until = [0, *np.cumsum(sizes).tolist()]
         begin = 0
-        for end in ends:
+        for end in (*(np.flatnonzero(change) + 1).tolist(), len(good)):
             while begin < end:
-                fitting = int(np.searchsorted(until, until[begin] + most_bytes, side="right")) - 1
+                fitting = bisect_right(until, until[begin] + most_bytes) - 1
                 last = max(min(begin + size, end, fitting), begin + 1)
                 if good[last - 1] >= self.first:
-                    yield Request(good[begin:last], int(until[last] - until[begin]))
+                    yield Request(good[begin:last], until[last] - until[begin])
                 begin = last
 
 
