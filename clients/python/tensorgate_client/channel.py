@@ -18,7 +18,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 # What asks and changes nothing. Probes are absent, since they ask how things are now; loading and unloading, since
 # repeating them may undo what somebody else did meanwhile; streams, since gRPC cannot repeat what they have sent.
-_RETRIED = ("ModelInfer", "ModelMetadata", "ModelStatistics", "RepositoryIndex")
+_RETRIED = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex")
 
 # Only UNAVAILABLE: another replica, or the same one in a moment, can answer. RESOURCE_EXHAUSTED says that the server
 # has too much to do, and more requests make it worse, or that a message is too large, and it stays so.
