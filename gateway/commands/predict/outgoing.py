@@ -34,8 +34,10 @@ class Outgoing:
         self._source = _cut(blocks, size, most_bytes)
         self._sent: deque[Sent] = deque()
         self._reading = Lock()
-        self._changed = Condition()
-        self._bytes = 0
+        self._room = Condition()
+        self._waiting = False
+        self._taken_bytes = 0  # each of the two has one thread that writes it: they need no lock
+        self._answered_bytes = 0
         self._stream = 0
         self.exhausted = False
 
@@ -53,8 +55,11 @@ class Outgoing:
             yield sent.block.inputs(sent.request.rows)
 
     def _next(self, stream: int) -> Sent | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._bytes < _UNANSWERED_BYTES or stream != self._stream)
+        if self._full():
+            with self._room:
+                self._waiting = True
+                self._room.wait_for(lambda: not self._full() or stream != self._stream)
+                self._waiting = False
         with self._reading:
             while stream == self._stream:
                 sent = next(self._source, None)
@@ -63,16 +68,18 @@ class Outgoing:
                     return None
                 self._sent.append(sent)
                 if sent.request:
-                    with self._changed:
-                        self._bytes += sent.request.bytes
+                    self._taken_bytes += sent.request.bytes
                     return sent
         return None
 
+    def _full(self) -> bool:
+        return self._taken_bytes - self._answered_bytes >= _UNANSWERED_BYTES
+
     def stop(self) -> None:
         """The stream that took requests takes no more."""
-        with self._reading, self._changed:
+        with self._reading, self._room:
             self._stream += 1
-            self._changed.notify_all()
+            self._room.notify_all()
 
     def strike(self) -> Sent | None:
         """The first that is not answered, now answered; None if there is none."""
@@ -80,9 +87,10 @@ class Outgoing:
             return None
         sent = self._sent.popleft()
         if sent.request:
-            with self._changed:
-                self._bytes -= sent.request.bytes
-                self._changed.notify_all()
+            self._answered_bytes += sent.request.bytes
+            if self._waiting:
+                with self._room:
+                    self._room.notify_all()
         return sent
 
 
