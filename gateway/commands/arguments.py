@@ -13,7 +13,9 @@ T = TypeVar("T")
 def add_connection(parser: ArgumentParser) -> None:
     """How to reach the server."""
     group = parser.add_argument_group("connection")
-    group.add_argument("--address", default="localhost:8001", metavar="HOST:PORT", help="default: %(default)s")
+    group.add_argument(
+        "--address", type=_address, default="localhost:8001", metavar="HOST:PORT", help="default: %(default)s"
+    )
     group.add_argument("--tls", action="store_true", help="encrypt, trusting the authorities that gRPC ships")
     group.add_argument("--tls-ca", metavar="FILE", help="encrypt, trusting the authorities of this PEM file")
     group.add_argument("--tls-cert", metavar="FILE", help="with --tls-key: the client's certificate, for mutual TLS")
@@ -44,6 +46,13 @@ def add_predict(parser: ArgumentParser) -> None:
     parser.add_argument("--version", default="", metavar="N", help="of the model (default: the latest)")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="rows a request (default: the model's most)")
     parser.add_argument("--window", type=_positive, default=16, metavar="N", help="requests on their way (default: 16)")
+    parser.add_argument(
+        "--retry-for-s",
+        type=_not_negative,
+        default=60.0,
+        metavar="S",
+        help="how long to wait for a server that is away, 0 to give up at once (default: 60)",
+    )
     parser.add_argument("--binary", action="store_true", help="write BYTES outputs as binary and not as text")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on where an interrupted run ended")
@@ -85,7 +94,7 @@ def add_bench(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="over one stream (default: a call for each request)")
     parser.add_argument("--seconds", type=_rate, default=5.0, metavar="S", help="for each line (default: 5)")
-    parser.add_argument("--warmup", type=_rate, default=1.0, metavar="S", help="before each line (default: 1)")
+    parser.add_argument("--warmup", type=_not_negative, default=1.0, metavar="S", help="before each line (default: 1)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw latency over throughput: .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_connection(parser)
@@ -124,7 +133,16 @@ def _add_requests(parser: ArgumentParser) -> None:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ArgumentTypeError(f"'{twice}' is named twice")
+    return names
+
+
+def _address(text: str) -> str:
+    if not text.strip() or text.startswith(("http://", "https://")):
+        raise ArgumentTypeError(f"expected HOST:PORT, got '{text}'")
+    return text.strip()
 
 
 def _positive(text: str) -> int:
@@ -133,13 +151,22 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _rate(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+        return float("nan")
+
+
+def _rate(text: str) -> float:
+    if not 0 < (value := _number(text)) < float("inf"):
         raise ArgumentTypeError(f"expected a number above 0, got '{text}'")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    if not 0 <= (value := _number(text)) < float("inf"):
+        raise ArgumentTypeError(f"expected 0 or more, got '{text}'")
     return value
 
 

@@ -11,30 +11,10 @@ from typing import Any, TypeVar
 
 from gateway.commands.failure import UNFINISHED, USAGE, CommandFailed
 from tensorgate_client import TLS, InferenceClient, InferenceError
-from tensorgate_client.session import Rpc, Steps
-from tensorgate_client.wire import inference_pb2 as pb
-from tensorgate_client.wire import model_config_pb2
 
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED")
 
 Made = TypeVar("Made")
-
-
-class ServerClient(InferenceClient):
-    """The public client, and the one call of the protocol that it has no method for."""
-
-    def config(self, model: str, *, version: str = "") -> model_config_pb2.ModelConfig:
-        """The configuration that a model is served with.
-
-        Raises:
-            InferenceError: NOT_FOUND, there is no such model; UNIMPLEMENTED, the server does not tell.
-        """
-        return self._run(_config(model, version))
-
-
-def _config(model: str, version: str) -> Steps[model_config_pb2.ModelConfig]:
-    response: pb.ModelConfigResponse = yield Rpc("ModelConfig", pb.ModelConfigRequest(name=model, version=version))
-    return response.config
 
 
 def make(client: Callable[..., Made], flags: Namespace, **options: Any) -> Made:
@@ -53,13 +33,13 @@ def make(client: Callable[..., Made], flags: Namespace, **options: Any) -> Made:
 
 
 @contextmanager
-def connected(flags: Namespace, **options: Any) -> Iterator[ServerClient]:
+def connected(flags: Namespace, **options: Any) -> Iterator[InferenceClient]:
     """A client of the server that the flags name; what goes wrong with it ends the command.
 
     Raises:
         CommandFailed: the server cannot be reached, or refused what it was asked.
     """
-    with make(ServerClient, flags, **options) as client:
+    with make(InferenceClient, flags, **options) as client:
         try:
             yield client
         except InferenceError as error:
@@ -86,11 +66,17 @@ def _tls(flags: Namespace) -> TLS | None:
 
 
 def _token(flags: Namespace) -> str | None:
-    if flags.token_file:
-        return str(Path(flags.token_file).read_text())
-    if not flags.token_env:
+    if flags.token_file is not None:
+        try:
+            token = Path(flags.token_file).read_text().strip()
+        except UnicodeDecodeError:
+            raise ValueError(f"--token-file {flags.token_file}: expected text") from None
+        if not token:
+            raise ValueError(f"--token-file {flags.token_file}: it is empty")
+        return token
+    if flags.token_env is None:
         return None
-    if token := os.environ.get(flags.token_env):
+    if token := os.environ.get(flags.token_env, "").strip():
         return token
     raise ValueError(f"--token-env {flags.token_env}: there is no such environment variable, or it is empty")
 

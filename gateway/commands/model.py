@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gateway.commands.connection import ServerClient
 from gateway.commands.failure import CommandFailed
-from tensorgate_client import InferenceError
+from tensorgate_client import InferenceClient, InferenceError
 from tensorgate_client.tensors import DTYPES, shown
+from tensorgate_client.wire import inference_pb2 as pb
+from tensorgate_client.wire.model_config_pb2 import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Model:
         version: the one that every row goes to, though a newer one may be loaded meanwhile.
         max_rows: of a request.
         batches: whether requests have rows at all. A model that does not batch takes a row as its whole input.
+        digest: of what its server tells of it; another one is another model, though its name and version be the same.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Model:
     batches: bool
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    digest: str = ""
 
     def select(self, names: Sequence[str]) -> tuple[Tensor, ...]:
         """The outputs of these names in this order, or all of them.
@@ -81,7 +85,7 @@ class Model:
         return tuple(outputs[name] for name in names or outputs)
 
 
-def read_model(client: ServerClient, name: str, version: str) -> Model:
+def read_model(client: InferenceClient, name: str, version: str) -> Model:
     """What the server says of a model.
 
     Raises:
@@ -96,6 +100,7 @@ def read_model(client: ServerClient, name: str, version: str) -> Model:
             raise
         shapes = [tensor.shape for tensor in (*metadata.inputs, *metadata.outputs)]
         batches, max_rows, optional = all(shape and shape[0] == -1 for shape in shapes), 1, set()
+        config = ModelConfig()
     else:
         batches, max_rows = config.max_batch_size > 0, max(config.max_batch_size, 1)
         optional = {tensor.name for tensor in config.input if tensor.optional}
@@ -105,7 +110,23 @@ def read_model(client: ServerClient, name: str, version: str) -> Model:
             Tensor(t.name, t.datatype, tuple(t.shape), tuple(t.shape)[batches:], t.name in optional) for t in described
         )
 
-    return Model(name, version, max_rows, batches, tensors(metadata.inputs), tensors(metadata.outputs))
+    digest = _digest(metadata, config)
+    return Model(name, version, max_rows, batches, tensors(metadata.inputs), tensors(metadata.outputs), digest)
+
+
+def _digest(metadata: pb.ModelMetadataResponse, config: ModelConfig) -> str:
+    """Of what results may depend on: not of instances and queues, which may be others on another machine."""
+    same = ModelConfig(
+        backend=config.backend,
+        platform=config.platform,
+        max_batch_size=config.max_batch_size,
+        input=config.input,
+        output=config.output,
+        default_model_filename=config.default_model_filename,
+        parameters=config.parameters,
+    )
+    parts = [*metadata.inputs, *metadata.outputs, same]
+    return hashlib.sha256(b"".join(part.SerializeToString(deterministic=True) for part in parts)).hexdigest()
 
 
 def _number(version: str) -> int:

@@ -7,14 +7,18 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gateway.commands.connection import ServerClient, connected
+from gateway.commands.connection import connected
 from gateway.commands.failure import CommandFailed
 from gateway.commands.model import Tensor, read_model
+from gateway.commands.saying import say
 from gateway.commands.table import table
+from tensorgate_client import InferenceClient
 from tensorgate_client.tensors import shown
 from tensorgate_client.wire import inference_pb2 as pb
 
 _PATIENCE_MS = 10_000  # for what needs no work of the server; loading takes as long as it takes
+
+_LOAD, _UNLOAD = ["load"], ["unload"]  # a model that is called so cannot be shown; a name forgotten is likelier
 
 Answer = tuple[Any, str]
 """For programs and for people."""
@@ -29,18 +33,18 @@ def run(flags: Namespace) -> int:
     ask = _asked(flags)
     with connected(flags, deadline_ms=_PATIENCE_MS, retry=False) as client:
         data, text = ask(client)
-    print(json.dumps(data, indent=2) if flags.json else text)
+    say(json.dumps(data, indent=2) if flags.json else text)
     return 0
 
 
-def _asked(flags: Namespace) -> Callable[[ServerClient], Answer]:
+def _asked(flags: Namespace) -> Callable[[InferenceClient], Answer]:
     match flags.words:
         case ["load", name] if not flags.statistics:
             config = _config(flags)
             return lambda client: _load(client, name, config)
         case ["unload", name] if not (flags.statistics or flags.config):
             return lambda client: _unload(client, name)
-        case [*names] if len(names) <= 1 and not flags.config:
+        case [*names] if len(names) <= 1 and names not in (_LOAD, _UNLOAD) and not flags.config:
             name = "".join(names)
             if flags.statistics:
                 return lambda client: _statistics(client.statistics(name))
@@ -65,13 +69,13 @@ def _config(flags: Namespace) -> Mapping[str, Any] | None:
     return config
 
 
-def _load(client: ServerClient, name: str, config: Mapping[str, Any] | None) -> Answer:
+def _load(client: InferenceClient, name: str, config: Mapping[str, Any] | None) -> Answer:
     client.load(name, config)
     versions = list(client.metadata(name).versions)
     return {"model": name, "loaded": versions}, f"{name} is loaded: version {', '.join(versions)}"
 
 
-def _unload(client: ServerClient, name: str) -> Answer:
+def _unload(client: InferenceClient, name: str) -> Answer:
     client.unload(name)
     return {"model": name, "loaded": []}, f"{name} is unloaded"
 
@@ -84,7 +88,7 @@ def _all(index: Sequence[pb.RepositoryIndexResponse.ModelIndex]) -> Answer:
     return data, table(["model", "version", "state", "reason"], rows, left=4)
 
 
-def _one(client: ServerClient, name: str) -> Answer:
+def _one(client: InferenceClient, name: str) -> Answer:
     entries = [entry for entry in client.index() if entry.name == name]
     states = [f"{name} version {e.version or '-'}: {e.state or 'not loaded'} {e.reason}".rstrip() for e in entries]
     data: dict[str, Any] = {

@@ -53,6 +53,9 @@ def _run(directory: Path, port: int, metrics_port: int, *, keep: bool) -> int:
     print(f"trained a small CNN on {len(data.train_labels)} images of digits in {time.monotonic() - started:.1f} s")
     names = digits.export(network, directory)
     print(f"exported it to {directory}/: {', '.join(names)}")
+    held_out = directory / "digits.csv"
+    digits.write_rows(data, held_out)
+    print(f"wrote the {len(data.labels)} held-out images to {held_out}, for `tensorgate predict`")
     with process.serving(directory, port, metrics_port) as server:
         address = server.wait_until_ready()
         print(f"serving on {address}; classifying the {len(data.labels)} held-out images over gRPC")

@@ -59,6 +59,13 @@ def load() -> Digits:
     return Digits(split[0], split[2], split[1], split[3])
 
 
+def write_rows(data: Digits, path: Path) -> None:
+    """The held-out images as `tensorgate predict` takes them: a line for each, its label and its pixels."""
+    rows = np.column_stack([data.labels, data.images.reshape(len(data.images), -1).astype(np.int64)])
+    names = ["label", *(f"pixel_{number}" for number in range(rows.shape[1] - 1))]
+    np.savetxt(path, rows, fmt="%d", delimiter=",", header=",".join(names), comments="")
+
+
 def train(data: Digits) -> Network:
     """A network trained on the training part."""
     torch.manual_seed(0)

@@ -260,3 +260,11 @@ def test_a_traceback_is_short(client):
     text = "".join(traceback.format_exception(error))
     assert "debug_error_string" not in text
     assert text.endswith("NOT_FOUND: Request for unknown model: 'digit' is not found\n")
+
+
+def test_config(client):
+    """A model's configuration is there, what the server has completed included."""
+    config = client.config("digits", version=1)
+    assert (config.backend, config.max_batch_size, config.input[0].name) == ("python", 32, "pixels")
+    with pytest.raises(InferenceError, match="NOT_FOUND: Request for unknown model: 'nobody'"):
+        client.config("nobody")

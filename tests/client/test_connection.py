@@ -215,11 +215,12 @@ def test_errors_travel_between_processes():
 
 
 def test_with_closes_the_client(address):
-    """After its `with` block a client makes no more calls."""
+    """After its `with` block a client makes no more calls, and says why."""
     with InferenceClient(address) as client:
         client.infer("double", {"x": X})
-    with pytest.raises(ValueError, match="closed channel"):
-        client.infer("double", {"x": X})
+    for late in (lambda: client.infer("double", {"x": X}), lambda: next(client.stream("double", [{"x": X}]))):
+        with pytest.raises(InferenceError, match="CANCELLED: the client is closed"):
+            late()
 
 
 def test_the_aio_client_needs_its_event_loop(address):

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 
 import numpy as np
 import pytest
 from support.commands import tensorgate, write
+from support.models import RepositoryBuilder
+from support.server import TENSORGATE, serving
 
 _SHORT = ("--seconds", "0.3", "--warmup", "0.1")
+LATE = """
+import time
+
+class Model:
+    inputs = [("x", "float32", (-1, 1))]
+    outputs = [("y", "float32", (-1, 1))]
+    asked = 0
+
+    def execute(self, inputs):
+        self.asked += 1
+        time.sleep(0.5 if self.asked > 1 else 0)
+        return {"y": inputs["x"]}
+"""
+"""Answers its first request at once: that is the one that is sent to see whether it would."""
+
 _ROW = re.compile(r"^ *([\d.]+)" + r" +([\d,.]+)" * 5 + r" +(\d+)$")
 
 
@@ -61,7 +80,7 @@ def test_rows_of_a_file(bench, tmp_path):
     answer = bench("moody", "--input", rows, "--map", "x=a", "--concurrency", "1")
     assert answer.returncode == 1
     assert int(_ROW.match(answer.stdout.splitlines()[1])[7]) > 0
-    assert "times INTERNAL: model 'moody': it failed on this request" in answer.stdout
+    assert answer.stdout.count("times INTERNAL: model 'moody': it failed on this request") == 1, "equal ones are one"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +91,10 @@ def test_rows_of_a_file(bench, tmp_path):
         (["whole", "--rows", "2"], "--rows: model 'whole' does not batch"),
         (["classifier", "--input", "none.csv"], "--input: no such file: none.csv"),
         (["classifier", "--map", "x=a"], "--map needs --input"),
+        (
+            ["open", "--size", "400000000"],
+            "a request would have 1,525 MiB, expected up to 1,024: lower --size or --rows",
+        ),
         (["classifier", "--plot", "plot.gif"], "--plot: expected .png, .svg, .pdf, got '.gif': plot.gif"),
     ],
 )
@@ -85,6 +108,36 @@ def test_numbers_that_are_none():
     answer = tensorgate("bench", "classifier", "--concurrency", "1,0")
     assert answer.returncode == 2
     assert answer.stderr.endswith("argument --concurrency: expected a whole number above 0, got '0'\n")
+
+
+def test_more_than_can_be_sent(bench):
+    """A rate that nobody can keep up ends in time, and is not taken for one that was kept up."""
+    answer = bench("classifier", "--rate", "1e6", "--warmup", "0")
+    assert answer.returncode == 0, answer.stderr
+    assert re.search(r"^1e\+06 requests/s: only [\d,]+/s could be sent", answer.stdout, re.MULTILINE)
+
+
+def test_nothing_answered_in_time(tmp_path, here):
+    """A line without any answer says that it was measured for too short."""
+    repository = RepositoryBuilder(tmp_path / "models")
+    repository.add("late", {"model.py": LATE})
+    with serving(repository.root) as running:
+        command = ("bench", "late", "--concurrency", "3", *_SHORT, "--address", running.address)
+        answer = here(*command)
+    assert "3 in flight: none of 3 requests was answered within 0.3 s: raise --seconds" in answer.stdout
+
+
+def test_ctrl_c(gateway):
+    """Lines are shown as they are measured; Ctrl-C ends it with those that are there."""
+    loads = ",".join(["1"] * 1000)
+    command = [TENSORGATE, "bench", "classifier", "--concurrency", loads, *_SHORT, "--address", gateway.address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    assert _ROW.match(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert rest.splitlines()[-1].startswith("(1 row a request, closed loop")
 
 
 def test_plot(bench, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from support.calls import infer
 from support.commands import SHOUT, tensorgate
 from support.models import RepositoryBuilder
-from support.server import serving
+from support.server import TENSORGATE, serving
 from support.zoo import onnx_classifier
 
 
@@ -97,17 +98,28 @@ def test_json(models):
     assert json.loads(models("--statistics", "--json").stdout)[0]["rows"] == 3
 
 
+def test_a_full_disk(controlled):
+    """Where what was asked for cannot be written, that is said; a reader that has had enough is told nothing."""
+    command = [TENSORGATE, "models", "--address", controlled.address]
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (answer.returncode, answer.stderr) == (3, "tensorgate: stdout: No space left on device\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["load"], "unknown model: 'load'"),
+        (["load"], "expected `models` or `models MODEL`"),
         (["a", "b"], "expected `models` or `models MODEL`"),
         (["load", "shout", "--statistics"], "expected `models` or `models MODEL`"),
         (["load", "shout", "--config", "none.json"], "--config: none.json: No such file or directory"),
         (["load", "shout", "--config", __file__], "expected JSON"),
         (["--token-file", "none"], "none: No such file or directory"),
         (["--token-env", "TENSORGATE_NONE"], "--token-env TENSORGATE_NONE: there is no such environment variable"),
+        (["--token-file", "/dev/null"], "--token-file /dev/null: it is empty"),
+        (["--token-file", __file__], "the token has characters that a header cannot carry"),
         (["--tls-cert", __file__], "--tls-cert and --tls-key belong together: give both or neither"),
+        (["--tls-ca", __file__], "test_models.py: expected PEM certificates"),
     ],
 )
 def test_mistakes(models, arguments, message):

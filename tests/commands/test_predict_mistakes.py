@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
@@ -10,15 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from support.commands import read, tensorgate, write
+from support.commands import read, reasons, tensorgate, vectors, write
 
 ROWS = np.arange(300, dtype=np.float32)
-
-
-def reasons(target: Path) -> dict[int, str]:
-    """The rows that failed and why, as the side file lists them."""
-    with Path(f"{target}.errors.csv").open(newline="") as file:
-        return {int(row["row"]): row["reason"] for row in csv.DictReader(file)}
 
 
 @pytest.fixture
@@ -62,32 +55,6 @@ def test_a_later_run_leaves_no_old_list(tmp_path, predict, some_fail):
     assert not Path(f"{target}.errors.csv").exists()
 
 
-CELLS = {
-    "1,2,3": None,
-    " 1.5 ,2,3.0": None,
-    "nan,inf,3": None,
-    "one,2,3": "column 'p' is 'one', expected a number",
-    "1,,3": "column 'q' is empty",
-    "1,2,3.5": "column 'b' is '3.5', expected an integer",
-    "1,2,9223372036854775808": "column 'b' is '9223372036854775808', expected an integer",
-    "1e39,2,3": "column 'p' is 1e+39, which is no FP32",
-    "4,5,6": None,
-}
-
-
-def test_cells_of_csv_files(tmp_path, predict):
-    """A cell that is no number of the input's datatype fails its own row, and says which and why."""
-    lines = [f"{row},{cells}" for row, cells in enumerate(CELLS)]
-    (tmp_path / "in.csv").write_text("\n".join(["row,p,q,b", *lines]))
-    target = tmp_path / "out.parquet"
-    answer = predict("two", tmp_path / "in.csv", target, "--map", "a=p,q", "--keep", "row")
-    assert answer.returncode == 1, answer.stderr
-    assert reasons(target) == {row: why for row, why in enumerate(CELLS.values()) if why}
-    got = read(target)
-    assert got["row"] == [str(row) for row in range(len(CELLS))]
-    assert str(got["total"]) == str([6.0, 6.5, float("nan"), None, None, None, None, None, 15.0])
-
-
 @pytest.mark.parametrize(
     ("column", "faults"),
     [
@@ -125,7 +92,7 @@ def test_vectors_of_the_wrong_size(tmp_path, predict):
     assert reasons(tmp_path / "out.parquet") == {
         1: "input 'x' [4] takes 4 values a row, got 3",
         2: "column 'x' is null",
-        3: "column 'x' is null",
+        3: "column 'x' has a null in its list",
     }
 
 
@@ -145,8 +112,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "short.npy").write_bytes((folder / "four.npy").read_bytes()[:-4])
     for suffix in (".npy", ".npz", ".csv", ".parquet"):
         (folder / f"empty{suffix}").touch()
-    (folder / "ragged.csv").write_text("x_0,x_1,x_2,x_3\n1,2,3,4\n1,2\n")
+    columns = {"lst": [[1], []], "obj": [{"a": 1}, None], "raw": [b"\xff", b""]}
+    write(folder / "types.parquet", x=vectors(np.zeros((2, 4), np.float32)), **columns)
     (folder / "there.csv").touch()
+    (folder / "there.csv.errors.csv").write_text("x_0,x_1,x_2,x_3\n1,2,3,4\n")
+    (folder / "folder.csv").mkdir()
     return folder
 
 
@@ -174,7 +144,6 @@ WRONG = [
     ("classifier", "objects.npy", "out.csv", "", "objects.npy: array 'array' has dtype object: expected numbers or"),
     ("classifier", "uneven.npz", "out.csv", "", "uneven.npz: arrays differ in their number of rows: 'a' 3, 'b' 2"),
     ("classifier", "short.npy", "out.csv", "", "short.npy: array 'array' ends too early"),
-    ("classifier", "ragged.csv", "out.csv", "", "ragged.csv: CSV parse error: Row #3: Expected 4 columns, got 2"),
     ("classifier", "four.npy", "out.csv", "--batch-size 257", "--batch-size: model 'classifier' takes up to 256 rows"),
     ("classifier", "four.npy", "out.csv", "--version 9", "Request for unknown model: 'classifier' version 9 is not"),
     ("nobody", "four.npy", "out.csv", "", "Request for unknown model: 'nobody' is not found"),
@@ -185,6 +154,20 @@ WRONG = [
         "",
         "no column for input 'a' (FP32 [-1,2]) of model 'two': it has column 'array'",
     ),
+    ("classifier", "types.parquet", "out.csv", "--keep lst", ".csv cannot hold column 'lst', which is list<"),
+    ("classifier", "types.parquet", "out.csv", "--keep obj", ".csv cannot hold column 'obj', which is struct<"),
+    ("classifier", "types.parquet", "out.csv", "--keep raw", ".csv cannot hold column 'raw', which is binary"),
+    (
+        "shout",
+        "words.parquet",
+        "out.csv",
+        "--map text=x --binary",
+        ".csv cannot hold column 'shouted', which is binary",
+    ),
+    ("classifier", "five.csv", "five.csv", "--force", "--output: five.csv would replace the input"),
+    ("classifier", "five.csv", "./../files0/five.csv", "--force", "five.csv would replace the input"),
+    ("classifier", "there.csv.errors.csv", "there.csv", "--force", "--output: there.csv would replace the input"),
+    ("classifier", "four.npy", "folder.csv", "--force", "--output: expected a file, folder.csv is a folder"),
     ("two", "five.csv", "out.csv", "--map b=c --keep total", "--keep: the file has no column 'total'"),
     ("whole", "four.npy", "out.csv", "--batch-size 2", "--batch-size: model 'whole' does not batch"),
     ("shout", "numbers.parquet", "out.csv", "", "column 'text' is int64: input 'text' (BYTES [-1,1]) of model 'shout'"),
@@ -201,6 +184,25 @@ def test_what_cannot_be_done(predict, files, monkeypatch, case):
     assert message in predict(model, source, target, *options.split()).refusal
     assert not Path("out.csv").exists()
     assert not list(files.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--select", "logits,probabilities,logits"), "argument --select: 'logits' is named twice"),
+        (("--keep", "a,a"), "argument --keep: 'a' is named twice"),
+        (("--address", ""), "argument --address: expected HOST:PORT, got ''"),
+        (("--address", "http://localhost:8001"), "argument --address: expected HOST:PORT, got 'http://localhost:8001'"),
+        (("--retry-for-s", "-1"), "argument --retry-for-s: expected 0 or more, got '-1'"),
+    ],
+)
+def test_what_no_flag_can_be(tmp_path, option, message):
+    """A flag that cannot be meant so is named, and nothing is left that is in the way of the corrected command."""
+    files = ("--input", "in.csv", "--output", "out.csv")
+    answer = tensorgate("predict", "classifier", *files, *option, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1].endswith(message)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path, gateway):
@@ -224,13 +226,3 @@ def test_no_server(tmp_path, here):
         assert answer.returncode == 3
         assert re.fullmatch(r"tensorgate: no server answers at localhost:9 \(.*\)\n", answer.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
-
-
-def test_failed_rows_of_a_narrow_csv_file(tmp_path, predict):
-    """In a csv file of one column, too, each row has a line that readers do not pass over."""
-    for name, model, rows in (("total", "two", "a_0,a_1,b\n1,2,3\n1,,3\n"), ("shouted", "shout", "text\nraw\nb\n")):
-        (tmp_path / "in.csv").write_text(rows)
-        assert predict(model, tmp_path / "in.csv", tmp_path / "out.csv", "--force").returncode == 1
-        with (tmp_path / "out.csv").open(newline="") as file:
-            values = [row[name] for row in csv.DictReader(file)]
-        assert values == (["6", "nan"] if model == "two" else ["", "B"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,16 @@ class Model:
         return {"flipped": image[:, 0].transpose(0, 2, 1), "mean": image.mean((1, 2, 3)).astype("float16")}
 """
 
+OPEN = """
+class Model:
+    inputs = [("x", "float32", (-1, -1))]
+    outputs = [("y", "float32", (-1, -1))]
+
+    def execute(self, inputs):
+        return {"y": inputs["x"]}
+"""
+"""Gives back rows of any size."""
+
 WHOLE = """
 class Model:
     inputs = [("x", "float32", (2, 2))]
@@ -109,7 +120,7 @@ def add_models(repository: RepositoryBuilder, gate: Path | None = None) -> Repos
     repository.add("moody", {"model.py": MOODY}, "max_batch_size: 64\n" + parameter)
     add_identities(repository)
     repository.add("whole", {"model.py": WHOLE}, "max_batch_size: 0\n")
-    models = {"two": TWO, "shout": SHOUT, "tokens": TOKENS, "images": IMAGES}
+    models = {"two": TWO, "shout": SHOUT, "tokens": TOKENS, "images": IMAGES, "open": OPEN}
     for name, source in models.items():
         repository.add(name, {"model.py": source}, "max_batch_size: 8\n")
     return repository
@@ -149,9 +160,22 @@ class Here:
         return Ended(code, *self._capture.readouterr())
 
 
-def interrupted(number: signal.Signals, when: Callable[[], bool], *arguments: str | Path) -> tuple[int, str]:
+def hurried(**seconds: float) -> list[str | Path]:
+    """`tensorgate`, but for what would make a test wait: how often it keeps rows, when it speaks of silence."""
+    names = {"keep": "partial._SECONDS", "log": "progress._IN_LOG_S", "silent": "progress._SILENT_S"}
+    set_all = "; ".join(f"{names[name]} = {value}" for name, value in seconds.items())
+    code = f"from gateway.commands.predict import partial, progress; {set_all}; from gateway.cli import main; main()"
+    return [sys.executable, "-c", code]
+
+
+def interrupted(
+    number: signal.Signals,
+    when: Callable[[], bool],
+    *arguments: str | Path,
+    program: Sequence[str | Path] = (TENSORGATE,),
+) -> tuple[int, str]:
     """Exit code and stderr of a command that is sent a signal at a certain moment, unless it ends before."""
-    process = subprocess.Popen([TENSORGATE, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(list(map(str, (*program, *arguments))), stderr=subprocess.PIPE, text=True)
     try:
         eventually(lambda: when() or process.poll() is not None)
         process.send_signal(number)
@@ -203,3 +227,9 @@ def read(path: Path) -> dict[str, list[Any]]:
     """The columns of a .parquet or .csv file."""
     table = pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
     return table.to_pydict()
+
+
+def reasons(target: Path) -> dict[int, str]:
+    """The rows that failed and why, as the side file lists them."""
+    with Path(f"{target}.errors.csv").open(newline="") as file:
+        return {int(row["row"]): row["reason"] for row in csv.DictReader(file)}

@@ -12,11 +12,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 import grpc
 import grpc.aio
 
-from tensorgate_client import calls
-from tensorgate_client.calls import Inputs, Parameters, Target
+from tensorgate_client import calls, streaming
+from tensorgate_client.calls import Inputs
 from tensorgate_client.channel import channel_options
 from tensorgate_client.client import answers, blocking_channel
-from tensorgate_client.session import Client, Deadline, Session, Steps, looks_like
+from tensorgate_client.errors import InferenceError
+from tensorgate_client.session import Client, Session, Steps, looks_like
 from tensorgate_client.streaming import Arrival, BatchStream, StreamResult
 from tensorgate_client.wire import inference_pb2 as pb
 from tensorgate_client.wire.inference_pb2_grpc import GRPCInferenceServiceStub
@@ -39,6 +40,19 @@ def _awaited(
     return method
 
 
+def _streaming(
+    call: Callable[Concatenate[Session, P], BatchStream],
+) -> Callable[Concatenate[InferenceClient, P], AsyncGenerator[StreamResult, None]]:
+    """A stream as an async generator of its results."""
+
+    @looks_like(call, "AsyncGenerator[StreamResult, None]")
+    def method(self: InferenceClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[StreamResult, None]:
+        books = call(self._session, *args, **kwargs)
+        return _Stream(self, books, _asynchronous(books.batches)).results()
+
+    return method
+
+
 class InferenceClient(Client):
     """Calls an inference server over the Open Inference Protocol v2; `async with` closes its connection.
 
@@ -47,6 +61,7 @@ class InferenceClient(Client):
 
     infer = _awaited(calls.infer)
     metadata = _awaited(calls.metadata)
+    config = _awaited(calls.config)
     statistics = _awaited(calls.statistics)
     index = _awaited(calls.index)
     load = _awaited(calls.load)
@@ -54,30 +69,11 @@ class InferenceClient(Client):
     is_live = _awaited(calls.is_live)
     is_ready = _awaited(calls.is_ready)
     model_ready = _awaited(calls.model_ready)
-
-    def stream(  # noqa: PLR0913  # what the protocol lets a caller say
-        self,
-        model: str,
-        batches: AsyncIterable[Inputs] | Iterable[Inputs],
-        *,
-        window: int = 32,
-        ordered: bool = True,
-        version: str = "",
-        outputs: Iterable[str] = (),
-        parameters: Parameters | None = None,
-        deadline_ms: float | None = None,
-    ) -> AsyncGenerator[StreamResult, None]:
-        """As `tensorgate_client.InferenceClient.stream`, with batches from an iterable or an async iterable.
-
-        Batches are taken in a task of its own. A loop that is left early cancels the stream when Python finalizes the
-        generator; `contextlib.aclosing` does it there and then.
-        """
-        target = Target(model, version, tuple(outputs), parameters or {})
-        books = BatchStream(self._session, target, window=window, ordered=ordered, deadline=Deadline.after(deadline_ms))
-        return _Stream(self, books, _asynchronous(batches)).results()
+    stream = _streaming(streaming.stream)
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection; calls under way are cancelled, later ones fail with CANCELLED."""
+        self._session.closed = True
         self._stream_channel.close()
         await self._channel.close()
 
@@ -107,9 +103,12 @@ class InferenceClient(Client):
             rpc = next(steps)
             while True:
                 try:
+                    self._session.check(rpc.deadline)
                     response = await getattr(self._stub, rpc.name)(
                         rpc.request, timeout=rpc.timeout, metadata=self._session.headers()
                     )
+                except InferenceError as error:
+                    rpc = steps.throw(error)
                 except grpc.aio.AioRpcError as error:
                     rpc = steps.throw(self._session.failure(error.code(), error.details(), rpc.deadline))
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from google.protobuf.message import Message
@@ -17,10 +17,13 @@ from tensorgate_client.session import Deadline, Rpc, Session, Steps
 from tensorgate_client.signature import Signature
 from tensorgate_client.tensors import Array, TensorError, decode_infer_response, encode_infer_request
 from tensorgate_client.wire import inference_pb2 as pb
+from tensorgate_client.wire.model_config_pb2 import ModelConfig
 
 Inputs: TypeAlias = Mapping[str, ArrayLike]
 Outputs: TypeAlias = dict[str, Array]
 Parameters: TypeAlias = Mapping[str, bool | int | float | str]
+Version: TypeAlias = str | int
+"""Of a model: a decimal number, as text or not; empty lets the server choose."""
 
 _GONE_OR_CHANGED = (StatusCode.NOT_FOUND, StatusCode.INVALID_ARGUMENT)
 _NO_ANSWER = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
@@ -35,13 +38,18 @@ class Target:
     outputs: tuple[str, ...]
     parameters: Parameters
 
+    @classmethod
+    def of(cls, model: str, version: Version, outputs: Iterable[str], parameters: Parameters | None) -> Self:
+        """The target that a caller names."""
+        return cls(model, _text(version), tuple(outputs), parameters or {})
+
 
 def infer(  # noqa: PLR0913, D417  # what the protocol lets a caller say; the client fills in `session`
     session: Session,
     model: str,
     inputs: Inputs,
     *,
-    version: str = "",
+    version: Version = "",
     outputs: Iterable[str] = (),
     parameters: Parameters | None = None,
     deadline_ms: float | None = None,
@@ -55,7 +63,7 @@ def infer(  # noqa: PLR0913, D417  # what the protocol lets a caller say; the cl
         model: its name.
         inputs: an array for each input by name, the batch dimension included. BYTES inputs take arrays of `bytes` or
             `str`, BF16 ones `ml_dtypes.bfloat16`.
-        version: of the model, a decimal number as text; empty lets the server choose.
+        version: of the model, a decimal number; empty lets the server choose.
         outputs: names of those to return; none means all.
         parameters: of the request, such as `priority` (1 is the most urgent) and `timeout` (microseconds to queue).
         deadline_ms: milliseconds until the caller stops waiting; by default the client's.
@@ -66,38 +74,51 @@ def infer(  # noqa: PLR0913, D417  # what the protocol lets a caller say; the cl
     Raises:
         InferenceError: an input does not fit, or the server did not answer well; its code says which.
     """
-    target = Target(model, version, tuple(outputs), parameters or {})
+    target = Target.of(model, version, outputs, parameters)
     deadline = session.deadline(deadline_ms)
     request = yield from fitting_request(session, target, inputs, deadline)
     try:
         response: pb.ModelInferResponse = yield Rpc("ModelInfer", request, deadline)
     except InferenceError as error:
         if error.code in _GONE_OR_CHANGED:
-            session.signatures.pop((model, version), None)
+            session.signatures.pop((model, target.version), None)
         raise
     return decoded(response)
 
 
 def metadata(
-    session: Session, model: str, *, version: str = "", deadline_ms: float | None = None
+    session: Session, model: str, *, version: Version = "", deadline_ms: float | None = None
 ) -> Steps[pb.ModelMetadataResponse]:
     """Names, datatypes and shapes of a model's inputs and outputs, and its versions; -1 in a shape is any size.
 
     Raises:
         InferenceError: NOT_FOUND, there is no such model; UNAVAILABLE, it is not ready.
     """
-    return (yield from read_metadata(session, model, version, session.deadline(deadline_ms)))
+    return (yield from read_metadata(session, model, _text(version), session.deadline(deadline_ms)))
+
+
+def config(
+    session: Session, model: str, *, version: Version = "", deadline_ms: float | None = None
+) -> Steps[ModelConfig]:
+    """The configuration that a model is served with, what its server has completed included.
+
+    Raises:
+        InferenceError: NOT_FOUND, there is no such model; UNIMPLEMENTED, the server does not tell.
+    """
+    request = pb.ModelConfigRequest(name=model, version=_text(version))
+    response: pb.ModelConfigResponse = yield Rpc("ModelConfig", request, session.deadline(deadline_ms))
+    return response.config
 
 
 def statistics(
-    session: Session, model: str = "", *, version: str = "", deadline_ms: float | None = None
+    session: Session, model: str = "", *, version: Version = "", deadline_ms: float | None = None
 ) -> Steps[list[pb.ModelStatistics]]:
     """Counters and times of every version of a model since it was loaded; of all models if none is named.
 
     Raises:
         InferenceError: NOT_FOUND, there is no such model.
     """
-    request = pb.ModelStatisticsRequest(name=model, version=version)
+    request = pb.ModelStatisticsRequest(name=model, version=_text(version))
     response: pb.ModelStatisticsResponse = yield Rpc("ModelStatistics", request, session.deadline(deadline_ms))
     return list(response.model_stats)
 
@@ -160,9 +181,11 @@ def is_ready(session: Session, *, deadline_ms: float | None = None) -> Steps[boo
     return response is not None and response.ready
 
 
-def model_ready(session: Session, model: str, *, version: str = "", deadline_ms: float | None = None) -> Steps[bool]:
+def model_ready(
+    session: Session, model: str, *, version: Version = "", deadline_ms: float | None = None
+) -> Steps[bool]:
     """Whether a model takes inference requests."""
-    request = pb.ModelReadyRequest(name=model, version=version)
+    request = pb.ModelReadyRequest(name=model, version=_text(version))
     response = yield from _probed(session, "ModelReady", request, deadline_ms)
     return response is not None and response.ready
 
@@ -207,15 +230,28 @@ def decoded(response: pb.ModelInferResponse) -> Outputs:
         raise InferenceError(StatusCode.INTERNAL, message) from None
 
 
+def _text(version: Version) -> str:
+    return version if isinstance(version, str) else str(version)
+
+
 def _encoded(target: Target, inputs: Inputs) -> pb.ModelInferRequest:
-    arrays = {name: np.asarray(value) for name, value in inputs.items()}
     try:
+        arrays = _arrays(target.model, inputs)
         request = encode_infer_request(target.model, arrays, version=target.version, outputs=target.outputs)
     except TensorError as error:
         raise InferenceError(StatusCode.INVALID_ARGUMENT, str(error)) from None
     for key, value in target.parameters.items():
         _set(request.parameters[key], value)
     return request
+
+
+def _arrays(model: str, inputs: Inputs) -> dict[str, Array]:
+    if not isinstance(inputs, Mapping):
+        raise TensorError(f"inputs of model '{model}': expected arrays by name, got {type(inputs).__name__}")
+    for name, value in inputs.items():
+        if np.ma.is_masked(value):
+            raise TensorError(f"input '{name}' of model '{model}': expected all of it, got a masked array: fill it")
+    return {name: np.asarray(value) for name, value in inputs.items()}
 
 
 def _set(parameter: pb.InferParameter, value: bool | int | float | str) -> None:  # noqa: FBT001  # a value, not a switch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 # What asks and changes nothing. Probes are absent, since they ask how things are now; loading and unloading, since
 # repeating them may undo what somebody else did meanwhile; streams, since gRPC cannot repeat what they have sent.
-_RETRIED = ("ModelInfer", "ModelMetadata", "ModelStatistics", "RepositoryIndex")
+_RETRIED = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex")
 
 # Only UNAVAILABLE: another replica, or the same one in a moment, can answer. RESOURCE_EXHAUSTED says that the server
 # has too much to do, and more requests make it worse, or that a message is too large, and it stays so.
@@ -43,6 +44,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     # One with a silent call on it, such as a long load, is pinged as often as such a server allows: every 300 s.
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # A server that was away for a while is found again within seconds; gRPC would wait up to two minutes.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
 
 
@@ -69,9 +72,24 @@ class TLS:
 
         Raises:
             OSError: one cannot be read.
+            ValueError: one is not what it should be; gRPC would only find no server that it trusts.
         """
+        self._check()
         files = (self.root_certificates, self.private_key, self.certificate_chain)
         return grpc.ssl_channel_credentials(*(None if file is None else Path(file).read_bytes() for file in files))
+
+    def _check(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.root_certificates is not None:
+                context.load_verify_locations(self.root_certificates)
+            if self.certificate_chain is not None:
+                context.load_cert_chain(self.certificate_chain, self.private_key)
+        except ssl.SSLError as error:
+            files = [os.fspath(file) for file in (self.root_certificates or self.certificate_chain,) if file]
+            raise ValueError(
+                f"{' '.join(files)}: expected PEM certificates and the key that belongs to them: {error}"
+            ) from None
 
 
 def channel_options(address: str, *, retry: bool) -> list[tuple[str, Any]]:

@@ -10,8 +10,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import grpc
 
-from tensorgate_client import calls
-from tensorgate_client.calls import Inputs, Parameters, Target
+from tensorgate_client import calls, streaming
+from tensorgate_client.calls import Inputs
 from tensorgate_client.channel import channel_options
 from tensorgate_client.errors import InferenceError
 from tensorgate_client.session import Client, Deadline, Session, Steps, looks_like
@@ -33,6 +33,22 @@ def _blocking(call: Callable[Concatenate[Session, P], Steps[R]]) -> Callable[Con
     return method
 
 
+def _streaming(
+    call: Callable[Concatenate[Session, P], BatchStream],
+) -> Callable[Concatenate[InferenceClient, P], Generator[StreamResult, None, None]]:
+    """A stream as a generator of its results."""
+
+    @looks_like(call, "Generator[StreamResult, None, None]")
+    def method(self: InferenceClient, /, *args: P.args, **kwargs: P.kwargs) -> Generator[StreamResult, None, None]:
+        books = call(self._session, *args, **kwargs)
+        if not isinstance(books.batches, Iterable):
+            kind = type(books.batches).__name__
+            raise TypeError(f"batches: expected an iterable, got {kind}; tensorgate_client.aio takes async ones")
+        return _Stream(self, books, iter(books.batches)).results()
+
+    return method
+
+
 class InferenceClient(Client):
     """Calls an inference server over the Open Inference Protocol v2; `with` closes its connection.
 
@@ -42,6 +58,7 @@ class InferenceClient(Client):
 
     infer = _blocking(calls.infer)
     metadata = _blocking(calls.metadata)
+    config = _blocking(calls.config)
     statistics = _blocking(calls.statistics)
     index = _blocking(calls.index)
     load = _blocking(calls.load)
@@ -49,48 +66,11 @@ class InferenceClient(Client):
     is_live = _blocking(calls.is_live)
     is_ready = _blocking(calls.is_ready)
     model_ready = _blocking(calls.model_ready)
-
-    def stream(  # noqa: PLR0913  # what the protocol lets a caller say
-        self,
-        model: str,
-        batches: Iterable[Inputs],
-        *,
-        window: int = 32,
-        ordered: bool = True,
-        version: str = "",
-        outputs: Iterable[str] = (),
-        parameters: Parameters | None = None,
-        deadline_ms: float | None = None,
-    ) -> Generator[StreamResult, None, None]:
-        """Run a model on many batches over one stream; results come while batches are sent.
-
-        A batch that fails does not end the stream: its result raises when its outputs are read. Leaving the loop early,
-        or closing what this returns, cancels the stream. Streams are not retried.
-
-        Args:
-            model: its name; each request must have one answer.
-            batches: inputs as `infer` takes them. They are taken as there is room for them, in another thread, which
-                ends when this next returns if the caller left early. What this raises ends the stream and reaches the
-                caller.
-            window: most batches that are taken and not yet handed back as results.
-            ordered: results in the order of the batches. False gives them as they are ready, where the server can.
-            version: of the model, a decimal number as text; empty lets the server choose.
-            outputs: names of those to return; none means all.
-            parameters: of every request.
-            deadline_ms: milliseconds that the whole stream may take; no limit by default.
-
-        Returns:
-            An iterator over the results, one for each batch.
-
-        Raises:
-            InferenceError: (while iterating) there is no such model, or the stream broke.
-        """
-        target = Target(model, version, tuple(outputs), parameters or {})
-        books = BatchStream(self._session, target, window=window, ordered=ordered, deadline=Deadline.after(deadline_ms))
-        return _Stream(self, books, iter(batches)).results()
+    stream = _streaming(streaming.stream)
 
     def close(self) -> None:
-        """Close the connection; calls under way fail with CANCELLED."""
+        """Close the connection; calls under way, and later ones, fail with CANCELLED."""
+        self._session.closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -110,9 +90,12 @@ class InferenceClient(Client):
             rpc = next(steps)
             while True:
                 try:
+                    self._session.check(rpc.deadline)
                     response = getattr(self._stub, rpc.name)(
                         rpc.request, timeout=rpc.timeout, metadata=self._session.headers()
                     )
+                except InferenceError as error:
+                    rpc = steps.throw(error)
                 except grpc.RpcError as error:
                     rpc = steps.throw(_failure(error, self._session, rpc.deadline))
                 else:

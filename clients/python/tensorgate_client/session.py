@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 Token: TypeAlias = str | Callable[[], str]
 
+_FOR_EVER_MS = 1e12  # 30 years; gRPC cannot count on without end
+
 _GAVE_UP_WAITING = "Deadline Exceeded"
 """What gRPC says when it is the client whose patience ended; a server says more."""
 
@@ -35,8 +38,14 @@ class Deadline:
 
     @classmethod
     def after(cls, ms: float | None) -> Deadline | None:
-        """The deadline `ms` milliseconds from now; None for none."""
-        return None if ms is None else cls(ms, time.monotonic() + ms / 1000)
+        """The deadline `ms` milliseconds from now, passed already if that is not above 0; None for none.
+
+        Raises:
+            ValueError: it is no number.
+        """
+        if ms is not None and math.isnan(ms):
+            raise ValueError("deadline_ms is nan, expected milliseconds, or None for no deadline")
+        return None if ms is None or ms > _FOR_EVER_MS else cls(ms, time.monotonic() + ms / 1000)
 
     @property
     def left_s(self) -> float:
@@ -62,16 +71,21 @@ Steps: TypeAlias = Generator[Rpc, Any, R]
 """A call without its I/O: yields RPCs, is sent their responses or thrown InferenceError, returns the result."""
 
 
-def looks_like(call: Callable[..., Any]) -> Callable[[F], F]:
-    """Gives a method the name, documentation and signature of the call behind it: what `help` shows."""
+def looks_like(call: Callable[..., Any], result: str = "") -> Callable[[F], F]:
+    """Gives a method the name, documentation and signature of the call behind it: what `help` shows.
+
+    Args:
+        call: behind it.
+        result: what the method returns, if not what the call's steps do.
+    """
 
     def dress(method: F) -> F:
         signature = inspect.signature(call)
         session, *others = signature.parameters.values()
         parameters = [inspect.Parameter("self", session.kind), *others]
-        result = signature.return_annotation.removeprefix("Steps[").removesuffix("]")
+        returned = result or signature.return_annotation.removeprefix("Steps[").removesuffix("]")
         wraps(call)(method)
-        vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=result)
+        vars(method)["__signature__"] = signature.replace(parameters=parameters, return_annotation=returned)
         return method
 
     return dress
@@ -87,6 +101,7 @@ class Session:
     deadline_ms: float | None
     signatures: dict[tuple[str, str], Signature] = field(default_factory=dict)
     """By model and version; only ever a guess, since models are reloaded."""
+    closed: bool = False
 
     def deadline(self, ms: float | None) -> Deadline | None:
         """The caller's deadline, or else the client's."""
@@ -98,11 +113,19 @@ class Session:
         if inject := trace_injector():
             inject(headers)
         if self.token:
-            token = (self.token() if callable(self.token) else self.token).strip()  # files end with a newline
-            if not (token.isascii() and token.isprintable()):  # gRPC's own message would show it
-                raise ValueError("the token has characters that a header cannot carry")
-            headers["authorization"] = f"Bearer {token}"
+            headers["authorization"] = _authorization(self.token() if callable(self.token) else self.token)
         return tuple(headers.items())
+
+    def check(self, deadline: Deadline | None) -> None:
+        """Whether an RPC can be made at all.
+
+        Raises:
+            InferenceError: CANCELLED, the client is closed; DEADLINE_EXCEEDED, its time is over already.
+        """
+        if self.closed:
+            raise InferenceError(StatusCode.CANCELLED, "the client is closed")
+        if deadline and not deadline.left_s:  # for gRPC, no time is no deadline
+            raise self.failure(StatusCode.DEADLINE_EXCEEDED, _GAVE_UP_WAITING, deadline)
 
     def failure(self, code: StatusCode, details: str | None, deadline: Deadline | None) -> InferenceError:
         """An RPC's status as our error."""
@@ -112,6 +135,13 @@ class Session:
         elif code is StatusCode.DEADLINE_EXCEEDED and deadline and message == _GAVE_UP_WAITING:
             message = f"no answer from {self.address} within {deadline.ms:g} ms"
         return InferenceError(code, message)
+
+
+def _authorization(token: str) -> str:
+    token = token.strip()  # files end with a newline
+    if not (token.isascii() and token.isprintable()):  # gRPC's own message would show it
+        raise ValueError("the token has characters that a header cannot carry")
+    return f"Bearer {token}"
 
 
 class Client:
@@ -141,9 +171,11 @@ class Client:
                 that keep state between requests, and for measuring.
 
         Raises:
-            ValueError: the token would cross the network unencrypted.
+            ValueError: the token would cross the network unencrypted, or is none; a certificate or key is none.
             OSError: a certificate or key cannot be read.
         """
+        if isinstance(token, str):
+            _authorization(token)
         if token and not (tls or allow_plaintext_token or is_local(address)):
             raise ValueError(
                 f"the token would go to {address} unencrypted: give tls=TLS(), or allow_plaintext_token=True if "

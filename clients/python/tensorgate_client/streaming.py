@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from grpc import StatusCode
 
-from tensorgate_client.calls import Inputs, Outputs, Target, decoded, fitting_request, read_metadata
+from tensorgate_client.calls import (
+    Inputs,
+    Outputs,
+    Parameters,
+    Target,
+    Version,
+    decoded,
+    fitting_request,
+    read_metadata,
+)
 from tensorgate_client.errors import InferenceError
 from tensorgate_client.session import Deadline, Session, Steps
 from tensorgate_client.wire import inference_pb2 as pb
@@ -52,25 +61,76 @@ Arrival: TypeAlias = pb.ModelStreamInferResponse | StreamResult | BaseException 
 """What reaches the caller's side of a stream: an answer, a batch that was not sent, what broke the stream, its end."""
 
 
+def stream(  # noqa: PLR0913, D417  # what the protocol lets a caller say; the client fills in `session`
+    session: Session,
+    model: str,
+    batches: Iterable[Inputs] | AsyncIterable[Inputs],
+    *,
+    window: int = 32,
+    ordered: bool = True,
+    version: Version = "",
+    outputs: Iterable[str] = (),
+    parameters: Parameters | None = None,
+    deadline_ms: float | None = None,
+) -> BatchStream:
+    """Run a model on many batches over one stream; results come while batches are sent.
+
+    A batch that fails does not end the stream: its result raises when its outputs are read. Leaving the loop early, or
+    closing what this returns, cancels the stream; in the aio client `contextlib.aclosing` does it there and then, and
+    otherwise Python does when it finalizes the generator. Streams are not retried.
+
+    Args:
+        model: its name; each request must have one answer.
+        batches: inputs as `infer` takes them; the aio client takes an async iterable, too. They are taken as there is
+            room for them, in another thread (aio: a task), which ends when this next returns if the caller left early.
+            What this raises ends the stream and reaches the caller.
+        window: most batches that are taken and not yet handed back as results.
+        ordered: results in the order of the batches. False gives them as they are ready, where the server can.
+        version: of the model, a decimal number; empty lets the server choose.
+        outputs: names of those to return; none means all.
+        parameters: of every request.
+        deadline_ms: milliseconds that the whole stream may take; no limit by default.
+
+    Returns:
+        An iterator over the results, one for each batch.
+
+    Raises:
+        InferenceError: (while iterating) there is no such model, or the stream broke.
+    """
+    target = Target.of(model, version, outputs, parameters)
+    deadline = Deadline.after(deadline_ms)
+    return BatchStream(session, target, batches, window=window, ordered=ordered, deadline=deadline)
+
+
 class BatchStream:
     """One stream's books.
 
     Args:
         session: of the client.
         target: the model, and what is wanted of it.
+        batches: of the caller.
         window: most batches that may be under way.
         ordered: whether results come in the order of the batches, or as they are ready.
         deadline: of the whole stream.
 
     Attributes:
+        batches: of the caller, to be taken one by one.
         over: whether everything is handed out.
     """
 
-    def __init__(
-        self, session: Session, target: Target, *, window: int, ordered: bool, deadline: Deadline | None
+    def __init__(  # noqa: PLR0913  # what a caller may say, once it is understood
+        self,
+        session: Session,
+        target: Target,
+        batches: Iterable[Inputs] | AsyncIterable[Inputs],
+        *,
+        window: int,
+        ordered: bool,
+        deadline: Deadline | None,
     ) -> None:
         if window < 1:
             raise ValueError(f"window is {window}, expected 1 or more")
+        self.batches = batches
         self.window = window
         self.deadline = deadline
         self.over = False

@@ -234,5 +234,8 @@ def _as_bytes(element: object) -> bytes:
     if isinstance(element, bytes):
         return element
     if isinstance(element, str):
-        return element.encode()
+        try:
+            return element.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise TensorError(f"BYTES elements travel as UTF-8, which cannot hold {element!r:.50}: {error}") from None
     raise TensorError(f"BYTES elements are bytes or str, got {type(element).__name__}")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from gateway.commands.bench import report
 from gateway.commands.bench.load import Load, measure
-from gateway.commands.connection import connected, make
+from gateway.commands.connection import connected, failed, make
+from gateway.commands.ending import endings, how
 from gateway.commands.failure import FAILED
-from gateway.commands.model import read_model
-from gateway.commands.requests import make_requests
-from tensorgate_client import aio
+from gateway.commands.model import Model, read_model
+from gateway.commands.requests import Inputs, make_requests
+from gateway.commands.saying import say
+from tensorgate_client import InferenceError, aio
 
 _IN_FLIGHT = (1, 2, 4, 8, 16)
 
@@ -35,19 +37,31 @@ def run(flags: Namespace) -> int:
         requests = make_requests(model, flags, _DIFFERENT)
         client.infer(model.name, requests[0], version=model.version)  # what it refuses now it would refuse always
     loads = [Load(rate=rate) for rate in flags.rate or ()] or [Load(n) for n in flags.concurrency or _IN_FLIGHT]
-
-    async def all_loads() -> list[report.Line]:
-        async with make(aio.InferenceClient, flags, retry=False) as client:
-            lines = []
-            for load in loads:
-                measured = await measure(client, model, requests, load, flags)
-                lines.append(report.line(load, measured, rows=flags.rows, seconds=flags.seconds))
-                if sys.stderr.isatty():
-                    print(f"\r{len(lines)} of {len(loads)} measured", end="\r\033[K", file=sys.stderr, flush=True)
-            return lines
-
-    lines = asyncio.run(all_loads())
-    if flags.plot:
+    lines: list[report.Line] = []
+    code = 0
+    try:
+        with endings():
+            asyncio.run(_measure_all(model, requests, loads, lines, flags))
+    except KeyboardInterrupt as interrupt:  # what is measured is measured
+        _, code = how(interrupt)
+    if flags.plot and lines:
         report.plot(flags.plot, model.name, lines)
-    print(json.dumps([asdict(line) for line in lines], indent=2) if flags.json else report.text(lines, flags))
-    return FAILED if any(line.errors for line in lines) else 0
+    say(json.dumps([asdict(line) for line in lines], indent=2) if flags.json else report.notes(lines, flags))
+    return code or (FAILED if any(line.errors for line in lines) else 0)
+
+
+async def _measure_all(
+    model: Model, requests: Sequence[Inputs], loads: Sequence[Load], lines: list[report.Line], flags: Namespace
+) -> None:
+    """Measure each load and show its line as soon as it is there."""
+    if not flags.json:
+        say(report.head(flags))
+    async with make(aio.InferenceClient, flags, retry=False) as client:
+        for load in loads:
+            try:
+                measured = await measure(client, model, requests, load, flags)
+            except InferenceError as error:  # a stream that broke
+                raise failed(error, flags.address, live=await client.is_live(deadline_ms=2000)) from None
+            lines.append(report.line(load, measured, rows=flags.rows, seconds=flags.seconds))
+            if not flags.json:
+                say(report.row(lines[-1], flags))

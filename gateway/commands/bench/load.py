@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,7 +18,9 @@ from gateway.commands.requests import Inputs
 from tensorgate_client import InferenceError, aio
 
 _OPEN_WINDOW = 4096
-"""Most requests under way on a stream in an open loop, where their number is the result and not a setting."""
+"""Most requests under way in an open loop, where their number is the result and not a setting."""
+
+_ID = re.compile(r"\bid [\w-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +33,33 @@ class Load:
 
 @dataclass(slots=True)
 class Measured:
-    """What was answered while it was measured: seconds that each took, and the reasons of those that failed."""
+    """What was answered while it was measured: seconds that each took, and the reasons of those that failed.
+
+    Attributes:
+        sent: how many were sent meanwhile.
+        unanswered: of all that were sent, at the end.
+    """
 
     since: float
     until: float
     latencies: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    unanswered: int = 0
+
+    def send(self) -> None:
+        """One more is sent."""
+        self.unanswered += 1
+        self.sent += self.since <= perf_counter() <= self.until
 
     def note(self, began: float, error: InferenceError | None) -> None:
         """One more is answered; `began` is when it was sent, or in an open loop was due."""
         now = perf_counter()
+        self.unanswered -= 1
         if not self.since <= now <= self.until:
             return
         if error:
-            self.errors[str(error)] += 1
+            self.errors[_ID.sub("id ...", str(error))] += 1  # which is another one each time
         else:
             self.latencies.append(now - began)
 
@@ -55,12 +71,16 @@ async def measure(
     since = perf_counter() + flags.warmup
     measured = Measured(since, since + flags.seconds)
     sender = _Sender(client, model, itertools.cycle(requests), measured)
-    if flags.stream:
-        await sender.stream(load)
-    elif load.rate:
-        await sender.arrivals(load.rate)
-    else:
-        await asyncio.gather(*(sender.caller() for _ in range(load.in_flight)))
+    work = asyncio.create_task(sender.stream(load) if flags.stream else sender.calls(load))
+    try:
+        await asyncio.wait({work}, timeout=measured.until - perf_counter())
+        if work.done():
+            work.result()  # a stream that broke
+    finally:
+        work.cancel()  # nobody waits for what is under way now: it would not count
+        unanswered = measured.unanswered
+        await asyncio.gather(work, return_exceptions=True)
+        measured.unanswered = unanswered
     return measured
 
 
@@ -75,25 +95,40 @@ class _Sender:
         self._requests = requests
         self._measured = measured
 
-    async def caller(self) -> None:
+    async def calls(self, load: Load) -> None:
+        """Ask by calls, until this is cancelled."""
+        if load.rate:
+            await self._arrivals(load.rate)
+        else:
+            await asyncio.gather(*(self._caller() for _ in range(load.in_flight)))
+
+    async def _caller(self) -> None:
         """Ask again as soon as there is an answer."""
-        while perf_counter() < self._measured.until:
+        while True:
             await self._ask(perf_counter())
 
-    async def arrivals(self, rate: float) -> None:
+    async def _arrivals(self, rate: float) -> None:
         """Ask at random moments, so many a second on average."""
+        room = asyncio.Semaphore(_OPEN_WINDOW)
+
+        async def ask(due: float) -> None:
+            await self._ask(due)
+            room.release()
+
         async with asyncio.TaskGroup() as group:
-            async for due in self._due(rate):
-                group.create_task(self._ask(due))
+            async for due in _due(rate):
+                await room.acquire()
+                group.create_task(ask(due))
 
     async def stream(self, load: Load) -> None:
-        """Ask over one stream."""
+        """Ask over one stream, until this is cancelled."""
         began: dict[int, float] = {}
+        numbers = itertools.count()
 
         async def batches() -> AsyncIterator[Inputs]:
-            moments = self._due(load.rate) if load.rate else self._now()
-            async for due in moments:
-                began[len(began)] = due
+            async for due in _due(load.rate) if load.rate else _now():
+                began[next(numbers)] = due
+                self._measured.send()
                 yield next(self._requests)
 
         window = load.in_flight or _OPEN_WINDOW
@@ -102,9 +137,10 @@ class _Sender:
         )
         async with aclosing(results):
             async for result in results:
-                self._measured.note(began[result.index], result.error)
+                self._measured.note(began.pop(result.index), result.error)
 
     async def _ask(self, began: float) -> None:
+        self._measured.send()
         try:
             await self._client.infer(self._model.name, next(self._requests), version=self._model.version)
         except InferenceError as error:
@@ -112,13 +148,16 @@ class _Sender:
         else:
             self._measured.note(began, None)
 
-    async def _due(self, rate: float) -> AsyncIterator[float]:
-        """When requests are due, each at its time: a Poisson process, since callers do not wait for each other."""
-        due = perf_counter()
-        while (due := due + random.expovariate(rate)) < self._measured.until:
-            await asyncio.sleep(max(due - perf_counter(), 0))
-            yield due
 
-    async def _now(self) -> AsyncIterator[float]:
-        while (now := perf_counter()) < self._measured.until:
-            yield now
+async def _due(rate: float) -> AsyncIterator[float]:
+    """When requests are due, each at its time: a Poisson process, since callers do not wait for each other."""
+    due = perf_counter()
+    while True:
+        due += random.expovariate(rate)
+        await asyncio.sleep(max(due - perf_counter(), 0))
+        yield due
+
+
+async def _now() -> AsyncIterator[float]:
+    while True:
+        yield perf_counter()

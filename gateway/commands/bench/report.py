@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +13,22 @@ import numpy as np
 
 from gateway.commands.bench.load import Load, Measured
 from gateway.commands.failure import CommandFailed
-from gateway.commands.table import table
 
 _PLOTS = (".png", ".svg", ".pdf")
 _REASONS = 3
+_HEADS = ("offered/s", "in flight", "requests/s", "rows/s", "p50 ms", "p90 ms", "p99 ms", "errors")
+_WIDTH = 8  # characters of a column, or more
+_KEPT_UP = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a load led to; `offered_per_s` is None in a closed loop, where `in_flight` is set and not a mean."""
+    """What a load led to; `offered_per_s` is None in a closed loop, where `in_flight` is set and not a mean.
+
+    Attributes:
+        sent_per_s: below `offered_per_s` where the client could not follow.
+        unanswered: requests that were under way at the end.
+    """
 
     in_flight: float
     offered_per_s: float | None
@@ -32,6 +39,8 @@ class Line:
     p99_ms: float | None
     errors: int
     reasons: dict[str, int]
+    sent_per_s: float
+    unanswered: int
 
 
 def line(load: Load, measured: Measured, *, rows: int, seconds: float) -> Line:
@@ -51,21 +60,32 @@ def line(load: Load, measured: Measured, *, rows: int, seconds: float) -> Line:
         p99_ms=p99,
         errors=measured.errors.total(),
         reasons=dict(measured.errors.most_common(_REASONS)),
+        sent_per_s=round(measured.sent / seconds, 1),
+        unanswered=measured.unanswered,
     )
 
 
-def text(lines: Sequence[Line], flags: Namespace) -> str:
-    """The table, how it was measured, and what went wrong."""
-    heads = ["in flight", "requests/s", "rows/s", "p50 ms", "p90 ms", "p99 ms", "errors"]
-    rows = [
-        [f"{x.in_flight:g}", f"{x.requests_per_s:,.0f}", f"{x.rows_per_s:,.0f}"]
-        + ["-" if ms is None else f"{ms:,.2f}" for ms in (x.p50_ms, x.p90_ms, x.p99_ms)]
-        + [f"{x.errors:,}"]
-        for x in lines
-    ]
-    if flags.rate:
-        heads = ["offered/s", *heads]
-        rows = [[f"{x.offered_per_s:g}", *row] for x, row in zip(lines, rows, strict=True)]
+def head(flags: Namespace) -> str:
+    """The names of the columns."""
+    return _aligned(_HEADS, flags)
+
+
+def row(line: Line, flags: Namespace) -> str:
+    """A line of the table."""
+    times = ["-" if ms is None else f"{ms:,.2f}" for ms in (line.p50_ms, line.p90_ms, line.p99_ms)]
+    rates = [f"{line.requests_per_s:,.0f}", f"{line.rows_per_s:,.0f}"]
+    cells = [f"{line.offered_per_s or 0:g}", f"{line.in_flight:g}", *rates, *times, f"{line.errors:,}"]
+    return _aligned(cells, flags)
+
+
+def _aligned(cells: Sequence[str], flags: Namespace) -> str:
+    """In columns that are wide enough for most, since a line is shown before the others are known."""
+    columns = [cell.rjust(max(len(name), _WIDTH)) for name, cell in zip(_HEADS, cells, strict=True)]
+    return "  ".join(columns if flags.rate else columns[1:])
+
+
+def notes(lines: Sequence[Line], flags: Namespace) -> str:
+    """How it was measured, and what went wrong."""
     loop = "open loop" if flags.rate else "closed loop"
     way = "one stream" if flags.stream else "a call each"
     size = f"{flags.rows} row{'s' * (flags.rows != 1)} a request"
@@ -74,7 +94,16 @@ def text(lines: Sequence[Line], flags: Namespace) -> str:
     for x in lines:
         reasons.update(x.reasons)
     failed = [f"{count:,} times {reason}" for reason, count in reasons.most_common(_REASONS)]
-    return "\n".join([table(heads, rows, left=0), how, *failed])
+    return "\n".join([how, *failed, *(note for x in lines for note in _doubts(x, flags))])
+
+
+def _doubts(line: Line, flags: Namespace) -> Iterator[str]:
+    """Why a line does not say what it seems to."""
+    load = f"{line.offered_per_s:g} requests/s" if line.offered_per_s else f"{line.in_flight:g} in flight"
+    if line.offered_per_s and line.sent_per_s < _KEPT_UP * line.offered_per_s:
+        yield f"{load}: only {line.sent_per_s:,.0f}/s could be sent: this client, or the server, does no more"
+    if line.p50_ms is None and not line.errors:
+        yield f"{load}: none of {line.unanswered:,} requests was answered within {flags.seconds:g} s: raise --seconds"
 
 
 def check_plot(path: Path) -> None:

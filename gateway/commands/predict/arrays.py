@@ -73,6 +73,10 @@ class ArraySource:
             _check(name, shape, dtype, fortran=fortran)
             return _Member(dtype, shape, file.tell())
 
+    def row_bytes(self, columns: Sequence[str]) -> int:
+        """As `Source.row_bytes`."""
+        return sum(self._members[name].row_bytes for name in columns)
+
     def read(self, columns: Sequence[str], start: int, size: int) -> Iterator[Batch]:
         """As `Source.read`; what comes before `start` is passed over."""
         with ExitStack() as stack:

@@ -15,6 +15,7 @@ from gateway.commands.model import Model, Tensor
 from gateway.commands.predict.source import Source
 
 _SHOWN = 8  # names of columns in a message
+_LEAST = 64  # bytes that a row counts as where nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,19 @@ class Feed:
 
     Attributes:
         dims: the shape of a row; at most one size is -1, to be told by the number of values.
+        width: values in a row; None if rows differ.
     """
 
     tensor: Tensor
     columns: tuple[str, ...]
     dims: tuple[int, ...]
+    width: int | None
+
+    def row_bytes(self, source: Source) -> int:
+        """About so large a row of it is: as its datatype has it if that is known, or else as the file does."""
+        if self.width is None or self.tensor.datatype == "BYTES":
+            return max(source.row_bytes(self.columns), _LEAST)
+        return self.width * self.tensor.dtype.itemsize
 
 
 class _File:
@@ -127,7 +136,7 @@ def _feed(model: Model, tensor: Tensor, file: _File, columns: tuple[str, ...]) -
             f"{'has' if len(columns) == 1 else 'have'} {width}: say --map {tensor.name}=COLUMNS, or --keep those that "
             "are not for the model"
         )
-    return Feed(tensor, columns, dims)
+    return Feed(tensor, columns, dims, width if tensor.width is None else tensor.width)
 
 
 def _admits(dims: Sequence[int], shape: Sequence[int]) -> bool:
@@ -166,16 +175,6 @@ def _width(kind: Any) -> int | None:
         return 1
     inner = _width(kind.value_type)
     return kind.list_size * inner if pa.types.is_fixed_size_list(kind) and inner is not None else None
-
-
-def row_bytes(kind: Any) -> int:
-    """About so much memory a row of a column takes."""
-    if is_list(kind):
-        return (kind.list_size if pa.types.is_fixed_size_list(kind) else 1024) * row_bytes(kind.value_type)
-    try:
-        return max(int(kind.bit_width) // 8, 1)
-    except ValueError:  # text, and other types without a fixed size
-        return 64
 
 
 def _listed(names: Sequence[str]) -> str:

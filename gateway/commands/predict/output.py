@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
 
 from gateway.commands.failure import CommandFailed
 from gateway.commands.model import Tensor
+from gateway.commands.predict.columns import is_list
+from gateway.commands.predict.finished import mark
 from gateway.commands.predict.partial import Partial, sync_folder
 from gateway.commands.predict.results import REASON
-from gateway.commands.predict.source import Batch, Schema
+from gateway.commands.predict.source import Batch, Schema, exactly
 
 SUFFIXES = (".parquet", ".csv", ".npy", ".npz")
 
 
-def check_path(path: Path, keep: Sequence[str]) -> None:
-    """Whether there can be such a file, with copies of columns in it.
+def check_path(path: Path, source: Path, keep: Sequence[str]) -> None:
+    """Whether there can be such a file, with copies of columns of `source` in it.
 
     Raises:
         CommandFailed: there cannot.
@@ -27,19 +34,30 @@ def check_path(path: Path, keep: Sequence[str]) -> None:
         raise CommandFailed(f"--output: expected {', '.join(SUFFIXES)}, got '{kind}': {path}")
     if not path.parent.is_dir():
         raise CommandFailed(f"--output: no such folder: {path.parent}")
+    if path.is_dir():
+        raise CommandFailed(f"--output: expected a file, {path} is a folder")
+    if any(written.exists() and written.samefile(source) for written in (path, reasons_of(path))):
+        raise CommandFailed(f"--output: {path} would replace the input")
     if keep and kind in (".npy", ".npz"):
         raise CommandFailed(f"--keep: {kind} holds outputs only: use .parquet or .csv")
 
 
-def check(path: Path, tensors: Sequence[Tensor]) -> None:
-    """Whether a file of this kind can hold these outputs.
+def check(path: Path, tensors: Sequence[Tensor], schema: Schema) -> None:
+    """Whether a file of this kind can hold these outputs and these columns.
 
     Raises:
         CommandFailed: it cannot.
     """
     kind = path.suffix.lower()
-    if kind == ".parquet":
-        return
+    if kind != ".parquet":
+        _check_outputs(kind, tensors)
+    if kind not in (".npy", ".npz"):
+        for field in schema:
+            if not _can_hold(kind, field):
+                raise CommandFailed(f"--output: {kind} cannot hold column '{field.name}', which is {field.type}")
+
+
+def _check_outputs(kind: str, tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
         if tensor.width is None:
             raise CommandFailed(f"--output: the size of output {tensor} is open; only .parquet can hold it")
@@ -50,14 +68,32 @@ def check(path: Path, tensors: Sequence[Tensor]) -> None:
         raise CommandFailed(f"--output: .npy holds one output, the model has {names}: --select one, or use .npz")
 
 
+def _can_hold(kind: str, field: pa.Field) -> bool:
+    """Tried with a row of nothing, since only the writers know it; but .csv is text, and binary only may be."""
+    leaf = field.type.value_type if is_list(field.type) else field.type
+    if kind == ".csv" and (
+        pa.types.is_binary(leaf) or pa.types.is_large_binary(leaf) or pa.types.is_fixed_size_binary(leaf)
+    ):
+        return False
+    schema = pa.schema([field, ("beside", pa.int8())])
+    row = pa.RecordBatch.from_arrays([pa.nulls(1, one) for one in schema.types], schema=schema)
+    try:
+        _writer(kind)(io.BytesIO(), schema, [row])
+    except (pa.ArrowException, ValueError):
+        return False
+    return True
+
+
 def reasons_of(path: Path) -> Path:
     """Where the rows that failed are listed."""
     return path.with_name(f"{path.name}.errors.csv")
 
 
-def finish(path: Path, partial: Partial, tensors: Sequence[Tensor], schema: Schema) -> None:
+def finish(flags: Namespace, partial: Partial, tensors: Sequence[Tensor], schema: Schema) -> None:
     """Put the output in its place; the folder of segments can then go."""
+    path = flags.output
     _write(path, partial, tensors, schema)
+    mark(flags, partial.assembled)
     with partial.assembled.open("rb") as file:
         os.fsync(file.fileno())
     if partial.failed:
@@ -70,22 +106,27 @@ def finish(path: Path, partial: Partial, tensors: Sequence[Tensor], schema: Sche
 
 def _write(path: Path, partial: Partial, tensors: Sequence[Tensor], schema: Schema) -> None:
     def results() -> Iterator[Batch]:
-        return (batch.drop_columns([REASON]).cast(schema) for batch in partial.batches())
+        rows = (batch.drop_columns([REASON]).cast(schema) for batch in partial.batches())
+        return exactly(rows, int(partial.manifest["group_rows"]))
 
-    match path.suffix.lower():
-        case ".parquet":
-            from gateway.commands.predict.parquet import write_parquet  # noqa: PLC0415  # only what the file needs
+    kind = path.suffix.lower()
+    if kind in (".parquet", ".csv"):
+        _writer(kind)(partial.assembled, schema, results())
+        return
+    from gateway.commands.predict import arrays  # noqa: PLC0415  # only what the file needs
 
-            write_parquet(partial.assembled, schema, results())
-        case ".csv":
-            from gateway.commands.predict.csv_file import write_csv  # noqa: PLC0415
+    write = arrays.write_npy if kind == ".npy" else arrays.write_npz
+    write(partial.assembled, tensors, partial.rows, results)
 
-            write_csv(partial.assembled, schema, results())
-        case kind:
-            from gateway.commands.predict import arrays  # noqa: PLC0415
 
-            write = arrays.write_npy if kind == ".npy" else arrays.write_npz
-            write(partial.assembled, tensors, partial.rows, results)
+def _writer(kind: str) -> Callable[[Path | IO[bytes], Schema, Iterable[Batch]], None]:
+    if kind == ".parquet":
+        from gateway.commands.predict.parquet import write_parquet  # noqa: PLC0415  # only what the file needs
+
+        return write_parquet
+    from gateway.commands.predict.csv_file import write_csv  # noqa: PLC0415
+
+    return write_csv
 
 
 def _list_failed(path: Path, partial: Partial) -> None:

@@ -1,7 +1,8 @@
 """What is done of a run, in a folder beside its output: OUTPUT.partial.
 
-The results are kept in segments of a fixed number of rows, each written to another name first, so that a segment that
-is there is complete, however the run ended. With them lies the run's own description, which `--resume` compares.
+The results are kept in segments, one every few seconds or as soon as there is enough for one. Each is written to
+another name first, so that a segment that is there is complete, however the run ended. With them lies the run's own
+description, which `--resume` compares. Where segments end depends on the time; how the output is cut does not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,9 @@ _MANIFEST = "manifest.json"
 _ASSEMBLED = "assembled"
 _OURS = re.compile(rf"(\d{{6,}}\.arrow|{re.escape(_MANIFEST)}|{_ASSEMBLED}|errors\.csv)(\.writing)?")
 
+_SECONDS = 3.0  # that a run loses at most
+_BYTES = 8 << 20  # that are held in memory
+
 Manifest = Mapping[str, Any]
 
 
@@ -32,7 +37,7 @@ class Partial:
 
     Attributes:
         manifest: what the run is, and how it cuts its rows.
-        rows: that are done.
+        rows: that are done, those in memory among them.
         failed: how many of them failed.
     """
 
@@ -42,6 +47,9 @@ class Partial:
         self.rows = 0
         self.failed = 0
         self._segments = 0
+        self._held: list[Batch] = []
+        self._held_failed = 0
+        self._written = time.monotonic()
 
     def __repr__(self) -> str:
         return f"<Partial {self.folder} segments={self._segments} rows={self.rows} failed={self.failed}>"
@@ -55,7 +63,7 @@ class Partial:
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
-        """What an interrupted run has left, if there is something.
+        """What an interrupted run has left, if there is something; a segment that cannot be read ends it.
 
         Raises:
             CommandFailed: it cannot be read.
@@ -65,40 +73,57 @@ class Partial:
         try:
             found = cls(folder, json.loads((folder / _MANIFEST).read_bytes()))
             found._count()  # our own
-        except (ValueError, KeyError, OSError, pa.ArrowException) as error:
+        except (ValueError, KeyError, OSError) as error:
             raise CommandFailed(f"{folder}: {error}; --restart begins anew") from None
         return found
 
     def _count(self) -> None:
         while (segment := self._segment(self._segments)).exists():
-            with pa.memory_map(str(segment)) as file, pa.ipc.open_file(file) as reader:
-                said = reader.schema.metadata
-                self.rows += int(said[b"rows"])
-                self.failed += int(said[b"failed"])
+            try:
+                with pa.memory_map(str(segment)) as file, pa.ipc.open_file(file) as reader:
+                    said = reader.schema.metadata
+                    self.rows += int(said[b"rows"])
+                    self.failed += int(said[b"failed"])
+            except pa.ArrowException:  # a broken disk: its rows, and those behind them, are to be computed again
+                for number in range(self._segments, self._segments + sum(1 for _ in self.folder.glob("*.arrow"))):
+                    self._segment(number).unlink(missing_ok=True)
+                return
             self._segments += 1
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last segment is shorter than it could be, so that nothing can follow it."""
-        return self.rows < self._segments * int(self.manifest["segment_rows"])
 
     @property
     def assembled(self) -> Path:
         """Where the output is put together."""
         return self.folder / _ASSEMBLED
 
-    def add(self, blocks: list[Batch], failed: int) -> None:
-        """Keep a segment."""
-        rows = sum(block.num_rows for block in blocks)
-        schema = blocks[0].schema.with_metadata({"rows": str(rows), "failed": str(failed)})
+    @property
+    def overdue(self) -> bool:
+        """Whether it is time to keep what is there, so that an interruption costs only seconds."""
+        return time.monotonic() - self._written > _SECONDS
+
+    def add(self, rows: Batch, failed: int) -> None:
+        """Some rows more are done; they are kept together with others."""
+        self._held.append(rows)
+        self._held_failed += failed
+        self.rows += rows.num_rows
+        self.failed += failed
+        enough = sum(batch.num_rows for batch in self._held) >= int(self.manifest["group_rows"])
+        if enough or self.overdue or sum(batch.nbytes for batch in self._held) >= _BYTES:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write a segment of what is there."""
+        if not self._held:
+            return
+        rows = sum(batch.num_rows for batch in self._held)
+        schema = self._held[0].schema.with_metadata({"rows": str(rows), "failed": str(self._held_failed)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, schema) as writer:
-            for block in blocks:
-                writer.write_batch(block.replace_schema_metadata(schema.metadata))
+            for batch in self._held:
+                writer.write_batch(batch.replace_schema_metadata(schema.metadata))
         _replace(self._segment(self._segments), sink.getvalue())
         self._segments += 1
-        self.rows += rows
-        self.failed += failed
+        self._held, self._held_failed = [], 0
+        self._written = time.monotonic()
 
     def batches(self) -> Iterator[Batch]:
         """The results so far, a segment at a time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,24 +49,51 @@ def _type(tensor: Tensor, *, binary: bool) -> Any:
 
 
 class BlockResults:
-    """The results of one block, as they come in."""
+    """The results of one block, as they come in.
+
+    Attributes:
+        done: rows before this one are settled.
+    """
 
     def __init__(self, block: Block, tensors: Sequence[Tensor], schema: Schema, *, batched: bool) -> None:
         self._block = block
         self._tensors = tensors
         self._schema = schema
         self._batched = batched
+        self._texts = [tensor.name for tensor in tensors if _is_text_type(schema.field(tensor.name).type)]
+        self._unsent = sorted(block.faults)
         self._faults: Faults = dict(block.faults)
-        self._parts: dict[str, list[Array]] = {tensor.name: [] for tensor in tensors}
+        self._first = block.first
+        self._unfit = bisect_left(self._unsent, block.first)
+        self._refused = 0
+        self.done = block.first
+        self._forget()
+
+    def _forget(self) -> None:
+        self._parts: dict[str, list[Array]] = {tensor.name: [] for tensor in self._tensors}
         self._good: list[NDArray[np.int64]] = []
 
     def __repr__(self) -> str:
-        good = sum(len(rows) for rows in self._good)
-        return f"<BlockResults rows={self._block.rows} good={good} failed={len(self._faults)}>"
+        return f"<BlockResults rows={self._block.rows} done={self.done} failed={len(self._faults)}>"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole block is settled."""
+        return self.done == self._block.rows
+
+    @property
+    def settled(self) -> tuple[int, int]:
+        """Rows that are done but not yet taken, and how many of them failed."""
+        return self.done - self._first, bisect_left(self._unsent, self.done) - self._unfit + self._refused
+
+    def settle(self, rows: NDArray[np.int64] | None) -> None:
+        """Everything up to the last of these rows has its result; None: up to the block's end."""
+        self.done = self._block.rows if rows is None else int(rows[-1]) + 1
 
     def fail(self, rows: NDArray[np.int64], reason: str) -> None:
         """These rows have no result."""
         self._faults |= dict.fromkeys(rows.tolist(), reason)
+        self._refused += len(rows)
 
     def add(self, rows: NDArray[np.int64], outputs: Mapping[str, Array]) -> None:
         """The outputs of these rows, which come after all that were added before."""
@@ -80,43 +108,43 @@ class BlockResults:
                 self.fail(rows, f"output '{tensor.name}' came as {shown(array.shape)}, expected {shown(tensor.shape)}")
                 return
             parts[tensor.name] = array.reshape(len(rows), -1)
-        good = self._readable(rows, parts)
+        if self._texts:
+            good = self._readable(rows, parts)
+            rows, parts = rows[good], {name: part[good] for name, part in parts.items()}
         for name, part in parts.items():
-            self._parts[name].append(part[good])
-        self._good.append(rows[good])
+            self._parts[name].append(part)
+        self._good.append(rows)
 
     def _readable(self, rows: NDArray[np.int64], parts: Mapping[str, Array]) -> NDArray[np.bool_]:
         """Which rows can be written: text has to be text."""
         good = np.ones(len(rows), bool)
-        for name, part in parts.items():
-            kind = self._schema.field(name).type
-            if not pa.types.is_string(kind.value_type if is_list(kind) else kind):
-                continue
-            for at, row in enumerate(part):
-                if not all(_is_text(value) for value in row):
+        for name in self._texts:
+            for at, row in enumerate(parts[name]):
+                if good[at] and not all(_is_text(value) for value in row):
                     good[at] = False
                     self.fail(rows[at : at + 1], f"output '{name}' is no UTF-8 text; --binary writes it as it is")
         return good
 
-    def columns(self) -> Batch:
-        """The block's rows of the result file, and the reasons of those that failed."""
-        good = np.concatenate(self._good) if self._good else np.empty(0, np.int64)
-        outputs = [self._column(tensor, good) for tensor in self._tensors]
-        reasons = pa.array([self._faults.get(row) for row in range(self._block.rows)], pa.string())
-        kept = [self._block.kept.column(name) for name in self._schema.names[: -len(outputs)]]
-        names = [*self._schema.names, REASON]
-        return pa.RecordBatch.from_arrays([*kept, *outputs, reasons], names=names)
+    def take(self) -> Batch:
+        """Rows of the result file, and the reasons of those that failed: what is done and was not taken before."""
+        count = self.done - self._first
+        good = (np.concatenate(self._good) if self._good else np.empty(0, np.int64)) - self._first
+        outputs = [self._column(tensor, good, count) for tensor in self._tensors]
+        reasons = pa.array([self._faults.get(row) for row in range(self._first, self.done)], pa.string())
+        kept = self._block.kept.slice(self._first, count)
+        columns = [kept.column(name) for name in self._schema.names[: -len(outputs)]]
+        self._first, self._unfit, self._refused = self.done, bisect_left(self._unsent, self.done), 0
+        self._forget()
+        return pa.RecordBatch.from_arrays([*columns, *outputs, reasons], names=[*self._schema.names, REASON])
 
-    def _column(self, tensor: Tensor, good: NDArray[np.int64]) -> Any:
+    def _column(self, tensor: Tensor, good: NDArray[np.int64], count: int) -> Any:
         kind = self._schema.field(tensor.name).type
         parts = self._parts[tensor.name]
-        lengths = np.zeros(self._block.rows, np.int64)
-        lengths[good] = [part.shape[1] for part in parts for _ in range(len(part))]
-        missing = np.ones(self._block.rows, bool)
+        missing = np.ones(count, bool)
         missing[good] = False
         leaf = kind if tensor.width == 1 else kind.value_type
         if tensor.width is not None:  # a failed row takes as much room as any other
-            flat = np.zeros((self._block.rows, tensor.width), object if tensor.datatype == "BYTES" else tensor.dtype)
+            flat = np.zeros((count, tensor.width), object if tensor.datatype == "BYTES" else tensor.dtype)
             if parts:
                 flat[good] = np.concatenate(parts)
             if tensor.width == 1:
@@ -125,6 +153,8 @@ class BlockResults:
             return pa.FixedSizeListArray.from_arrays(
                 _flat(flat.reshape(-1), leaf, failed), type=kind, mask=pa.array(missing)
             )
+        lengths = np.zeros(count, np.int64)
+        lengths[good] = [part.shape[1] for part in parts for _ in range(len(part))]
         flat = np.concatenate([part.reshape(-1) for part in parts]) if parts else np.empty(0, tensor.dtype)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         return pa.ListArray.from_arrays(offsets, _flat(flat, leaf, None), type=kind, mask=pa.array(missing))
@@ -132,6 +162,10 @@ class BlockResults:
 
 def _fits(shape: Sequence[int], dims: Sequence[int]) -> bool:
     return len(shape) == len(dims) and all(wanted in (got, -1) for got, wanted in zip(shape, dims, strict=True))
+
+
+def _is_text_type(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind.value_type if is_list(kind) else kind))
 
 
 def _is_text(value: bytes) -> bool:

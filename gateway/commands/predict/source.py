@@ -16,6 +16,9 @@ from gateway.commands.failure import CommandFailed
 Batch = Any  # pyarrow publishes no types; this is a pa.RecordBatch
 Schema = Any
 
+FAULT = "tensorgate.fault"
+"""A column that files may have beside their own: why a row could not be read; null where it could."""
+
 
 class Source(Protocol):
     """Rows in columns.
@@ -31,8 +34,11 @@ class Source(Protocol):
     rows: int
     estimated: bool
 
+    def row_bytes(self, columns: Sequence[str]) -> int:
+        """About so much memory a row of these columns takes."""
+
     def read(self, columns: Sequence[str], start: int, size: int) -> Iterator[Batch]:
-        """These columns from row `start` on, in batches of `size` rows or fewer."""
+        """These columns from row `start` on, in batches of `size` rows or so."""
 
 
 def open_source(path: Path) -> Source:
@@ -72,7 +78,7 @@ def blocks(source: Source, path: Path, columns: Sequence[str], start: int, size:
         CommandFailed: the file turns out to be broken.
     """
     with readable(path):
-        yield from _exactly(source.read(columns, start, size), size)
+        yield from exactly(source.read(columns, start, size), size)
 
 
 @contextmanager
@@ -93,7 +99,8 @@ def from_row(batches: Iterable[Batch], start: int) -> Iterator[Batch]:
         start = max(start - batch.num_rows, 0)
 
 
-def _exactly(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+def exactly(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same rows in batches of `size`, however they were cut; the last one may be shorter."""
     held: list[Batch] = []
     room = size
     for batch in batches:

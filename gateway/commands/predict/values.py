@@ -23,19 +23,16 @@ Faults = dict[int, str]
 
 
 def converted(column: Column, datatype: str) -> tuple[NDArray[Any], Faults]:
-    """The elements of a flat column in a datatype; where there is a fault the value is of no use."""
+    """The elements of a flat column in a datatype; where there is a fault, or a null, the value is of no use."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    faults: Faults = {}
-    if column.null_count:
-        faults = dict.fromkeys(np.flatnonzero(column.is_null()).tolist(), "is null")
     if datatype == "BYTES":
-        return _as_bytes(column), faults
+        return _as_bytes(column), {}
     dtype = DTYPES[datatype]
     text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     numbers, unread = _parsed(column, dtype) if text else (_filled(column), {})
     array, unfit = _cast(numbers, dtype)
-    return array, _worded(unfit, numbers, datatype) | unread | faults
+    return array, _worded(unfit, numbers, datatype) | unread
 
 
 def _as_bytes(column: Column) -> NDArray[Any]:
