@@ -61,12 +61,17 @@ def _run(directory: Path, port: int, metrics_port: int, *, keep: bool) -> int:
         print(f"serving on {address}; classifying the {len(data.labels)} held-out images over gRPC")
         rows = asyncio.run(measure.all_models(address, names, data.images, data.labels))
         print(f"\n{measure.table(rows)}\n")
-        print(f"{stages.table(server.metrics)}\n")
+        print(f"{stages.table(server.metrics)}\n\n{_HOW_TO_TRACE}\n")
         if keep:
             print(_how_to_call(address, server.metrics))
             server.wait()
     print("the server ended cleanly" if server.exit_code == 0 else f"the server ended with code {server.exit_code}")
     return server.exit_code
+
+
+_HOW_TO_TRACE = """To see such stages of single requests, and who shared a batch with whom, as traces (pip install 'tensorgate[otlp]'):
+
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 tensorgate serve --model-repository DIR --trace-rate 0.01"""
 
 
 def _how_to_call(address: str, metrics: str) -> str:
