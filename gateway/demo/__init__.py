@@ -69,7 +69,7 @@ def _run(directory: Path, port: int, metrics_port: int, *, keep: bool) -> int:
     return server.exit_code
 
 
-_HOW_TO_TRACE = """To see the stages of single requests as traces, and who shared a batch (pip install 'tensorgate[otlp]'):
+_HOW_TO_TRACE = """To see single requests as traces, and who shared a batch (pip install 'tensorgate[otlp]'):
 
     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 tensorgate serve --model-repository DIR --trace-rate 0.01"""
 
