@@ -78,13 +78,14 @@ class SpanBuilder:
         links: list[Link] = []
         if (batch := trace.stages.execution) is not None and batch.started_ns:
             links.append(Link(self._executed(batch, trace, context)))
+        linked = "queue" if trace.stages.outcome == "joined" else "execute"  # it waited for another's
         for name, start, end in _stages(trace):
             yield self._span(
                 name,
                 _context(ids.trace_id, random.getrandbits(64), state),
                 _Times(start + epoch, end + epoch),
                 parent=context,
-                links=links if name == "execute" else (),
+                links=links if name == linked else (),
             )
 
     def batches(self, *, every: bool = False) -> Iterator[ReadableSpan]:

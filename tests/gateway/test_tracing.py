@@ -41,6 +41,7 @@ def traced(
     repository.add("plain", {}, ECHO)
     repository.add("cached", {}, CACHED)
     repository.add("moody", moody(gate), gate.config + "max_batch_size: 16")
+    repository.add("kept", moody(gate), gate.config + "response_cache { enable: true }")
     with serving(repository.root, environment=collector.environment()) as gateway:
         yield gateway, gate
 
@@ -159,6 +160,24 @@ def test_what_the_cache_did(traced, collector: Collector, transport: str):
     assert (miss.attributes["tensorgate.cache"], hit.attributes["tensorgate.cache"]) == ("miss", "hit")
     assert [stage.name for stage in stages_of(collector, miss)] == ["cache", *STAGES]
     assert [stage.name for stage in stages_of(collector, hit)] == ["cache"]
+
+
+def test_what_waited_for_another(traced, collector: Collector, transport: str):
+    """A call that waited for an equal one's answer leads to the batch which that was computed in."""
+    gateway, gate = traced
+    gate.shut()
+    calls = [start(gateway, "kept", 5, id=f"leader {transport}")]
+    eventually(lambda: gate.begun()[-1:] == ["5"])
+    calls.append(start(gateway, "kept", 5, id=f"joined {transport}"))
+    arrived(gateway)
+    gate.open()
+    assert [values(call) for call in calls] == [[10], [10]]
+    leader, joined = (collector.wait("ModelInfer", where=of(f"{n} {transport}"))[0] for n in ("leader", "joined"))
+    assert joined.attributes["tensorgate.cache"] == "joined"
+    (link,) = collector.below(joined)["queue"].links
+    assert collector.below(leader)["execute"].links == [link]
+    (batch,) = collector.wait("batch", where=lambda span: span.key == link)
+    assert batch.links == [leader.key]
 
 
 def test_a_stream_and_its_requests(traced, collector: Collector, transport: str):
