@@ -196,6 +196,22 @@ def test_a_stream_and_its_requests(traced, collector: Collector, transport: str)
     assert [stage.name for stage in stages_of(collector, good)] == STAGES
     assert bad.attributes["tensorgate.status_code"] == "NOT_FOUND"
     assert server.attributes["rpc.response.status_code"] == "OK"
+    assert max(good.end_time_unix_nano, bad.end_time_unix_nano) <= server.end_time_unix_nano
+
+
+def test_a_stream_that_is_left(traced, collector: Collector, transport: str):
+    """A stream whose caller goes away is traced, and what was under way is below it and no longer than it."""
+    gateway, gate = traced
+    gate.shut()
+    with StreamCall(gateway) as stream:
+        stream.send("moody", 3, id=f"left{transport}")
+        eventually(lambda: gate.begun()[-1:] == ["3"])
+    (left,) = collector.wait("request", where=of(f"left{transport}"))
+    (server,) = collector.wait("ModelStreamInfer", where=lambda span: span.id == left.parent)
+    gate.open()
+    assert left.attributes["tensorgate.status_code"] == "CANCELLED"
+    assert server.start_time_unix_nano <= left.start_time_unix_nano
+    assert left.end_time_unix_nano <= server.end_time_unix_nano
 
 
 def test_the_callers_trace_goes_on(traced, collector: Collector, transport: str):
