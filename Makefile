@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
+TRACING := .venv-tracing
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test newest bench soak lint format protos clean
+.PHONY: help demo serve test test-tracing newest bench soak lint format protos clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo  ## train, export, serve and measure a small model, in under a minute
 	@$(BIN)/tensorgate demo
@@ -19,6 +20,9 @@ serve: $(VENV)/.demo  ## the same, and leave the server running on port 8001, it
 
 test: $(VENV)/.dev  ## run the test suite
 	$(BIN)/pytest -n auto --dist loadscope
+
+test-tracing: $(VENV)/.dev $(TRACING)/.installed  ## traces in a real tracing backend (880 MB) and its page; SCREENSHOT=FILE keeps a picture
+	$(BIN)/pytest tests/tracing_backend
 
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test
@@ -43,7 +47,7 @@ protos: $(VENV)/.dev  ## regenerate the Python stubs from protos/
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-* .benchmarks demo-models minilm-models clients/node/node_modules clients/go/build clients/java/build
+	rm -rf .venv .venv-* .benchmarks demo-models minilm-models clients/node/node_modules tests/tracing_backend/node_modules clients/go/build clients/java/build
 
 $(BIN)/python:
 	@echo "creating $(VENV)"
@@ -58,4 +62,10 @@ $(VENV)/.dev: $(DECLARED) | $(BIN)/python
 	@echo "installing what the tests and linters need (once)"
 	@$(INSTALL) 'pip>=25.1'  # the first that knows dependency groups
 	@$(INSTALL) --editable clients/python --editable '.[demo,minilm,otlp,predict,plot]' --group dev
+	@touch $@
+
+$(TRACING)/.installed: tests/tracing_backend/requirements.txt
+	@echo "installing MLflow and a collector in $(TRACING) (once)"
+	@$(PYTHON) -m venv $(TRACING)
+	@$(TRACING)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@

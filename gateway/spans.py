@@ -65,10 +65,11 @@ class SpanBuilder:
         self._scope = scope
         self._server = dict(server)
         self._shared: dict[int, _Shared] = {}
+        self._offset = 0
 
     def call(self, trace: CallTrace) -> Iterator[ReadableSpan]:
         """A call's own span and its stages'; its batch is noted for `batches`."""
-        epoch = time.time_ns() - time.perf_counter_ns()
+        epoch = self._epoch()
         ids = cast("Ids", trace.stages.span)
         state = TraceState.from_header([ids.state]) if ids.state else None
         context = _context(ids.trace_id, ids.span_id, state)
@@ -77,13 +78,15 @@ class SpanBuilder:
         links: list[Link] = []
         if (batch := trace.stages.execution) is not None and batch.started_ns:
             links.append(Link(self._executed(batch, trace, context)))
+        linked = "queue" if trace.stages.outcome == "joined" else "execute"  # it waited for another's
         for name, start, end in _stages(trace):
             yield self._span(
                 name,
                 _context(ids.trace_id, random.getrandbits(64), state),
                 _Times(start + epoch, end + epoch),
                 parent=context,
-                links=links if name == "execute" else (),
+                attributes=_of_batch(batch) if batch is not None and name == "execute" else None,
+                links=links if name == linked else (),
             )
 
     def batches(self, *, every: bool = False) -> Iterator[ReadableSpan]:
@@ -95,6 +98,18 @@ class SpanBuilder:
             if (shared.execution.finished_ns and seen) or every or age > _ENDLESS_S:
                 del self._shared[key]
                 yield from self._batch(shared)
+
+    def _epoch(self) -> int:
+        """What makes a time stamp one since the epoch: always the same, until somebody sets the clock.
+
+        So a batch begins to the nanosecond when its members' execution does. This thread may lose its turn between the
+        readings of two clocks, but hardly three times.
+        """
+        if abs(_offset() - self._offset) > _CLOCK_SET_NS:
+            offset = max(_offset(), _offset(), _offset())
+            if abs(offset - self._offset) > _CLOCK_SET_NS:
+                self._offset = offset
+        return self._offset
 
     def _own_span(self, trace: CallTrace, context: SpanContext, times: _Times) -> ReadableSpan:
         code = trace.status.code.name if trace.status else "OK"
@@ -140,25 +155,17 @@ class SpanBuilder:
         return _context(*batch.span)
 
     def _batch(self, shared: _Shared) -> Iterator[ReadableSpan]:
-        epoch = time.time_ns() - time.perf_counter_ns()
+        epoch = self._epoch()
         batch, context = shared.execution, shared.context
         end = batch.finished_ns or batch.executed_ns or batch.assembled_ns or batch.started_ns
         name, version, backend = shared.model
-        attributes: Attributes = {
-            "tensorgate.model.name": name,
-            "tensorgate.model.version": version,
-            "tensorgate.backend": backend,
-            "tensorgate.instance": batch.instance,
-            "tensorgate.batch.requests": batch.requests,
-            "tensorgate.batch.size": batch.rows,
-            "tensorgate.batch.padding": batch.padding,
-        }
+        model = {"tensorgate.model.name": name, "tensorgate.model.version": version, "tensorgate.backend": backend}
         failed = Status(StatusCode.ERROR, "the model failed on it; its requests were tried apart")
         yield self._span(
             "batch",
             context,
             _Times(batch.started_ns + epoch, end + epoch),
-            attributes=attributes,
+            attributes=model | _of_batch(batch),
             links=shared.links,
             status=None if batch.finished_ns else failed,
         )
@@ -194,11 +201,19 @@ class SpanBuilder:
 
 
 _UNSET = Status(StatusCode.UNSET)
+
+_CLOCK_SET_NS = 1_000_000
+"""A clock that is off by more has been set."""
+
 _OTHERS_S = 1.0
 """How long a batch that is over waits for members that may not be traced."""
 
 _ENDLESS_S = 60.0
 """After which it counts as failed: its model may hang."""
+
+
+def _offset() -> int:
+    return time.time_ns() - time.perf_counter_ns()
 
 
 def _context(trace_id: int, span_id: int, state: TraceState | None = None, *, remote: bool = False) -> SpanContext:
@@ -214,6 +229,15 @@ def _of_request(trace: CallTrace) -> Attributes:
         "tensorgate.cache": trace.stages.outcome,
     }
     return {key: value for key, value in attributes.items() if value}
+
+
+def _of_batch(batch: Execution) -> dict[str, str | int | bool]:
+    return {
+        "tensorgate.instance": batch.instance,
+        "tensorgate.batch.requests": batch.requests,
+        "tensorgate.batch.size": batch.rows,
+        "tensorgate.batch.padding": batch.padding,
+    }
 
 
 def _stages(trace: CallTrace) -> Iterator[tuple[str, int, int]]:

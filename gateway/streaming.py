@@ -131,7 +131,11 @@ class Stream:
             task.cancel()
         self._state.leave(self._pending)
         if self._call and self._observer.traces.tracer.on:  # the access log is about its requests
-            self._observer.traces.tracer.end(self._call, self._final if isinstance(self._final, Status) else None)
+            over = asyncio.gather(*self._tasks, return_exceptions=True)
+            over.add_done_callback(partial(self._over, self._call))  # the last of them are still to be told of
+
+    def _over(self, call: CallTrace, _: object) -> None:
+        self._observer.traces.tracer.end(call, self._final if isinstance(self._final, Status) else None)
 
     @property
     def full(self) -> bool:

@@ -41,6 +41,7 @@ def traced(
     repository.add("plain", {}, ECHO)
     repository.add("cached", {}, CACHED)
     repository.add("moody", moody(gate), gate.config + "max_batch_size: 16")
+    repository.add("kept", moody(gate), gate.config + "response_cache { enable: true }")
     with serving(repository.root, environment=collector.environment()) as gateway:
         yield gateway, gate
 
@@ -161,6 +162,24 @@ def test_what_the_cache_did(traced, collector: Collector, transport: str):
     assert [stage.name for stage in stages_of(collector, hit)] == ["cache"]
 
 
+def test_what_waited_for_another(traced, collector: Collector, transport: str):
+    """A call that waited for an equal one's answer leads to the batch which that was computed in."""
+    gateway, gate = traced
+    gate.shut()
+    calls = [start(gateway, "kept", 5, id=f"leader {transport}")]
+    eventually(lambda: gate.begun()[-1:] == ["5"])
+    calls.append(start(gateway, "kept", 5, id=f"joined {transport}"))
+    arrived(gateway)
+    gate.open()
+    assert [values(call) for call in calls] == [[10], [10]]
+    leader, joined = (collector.wait("ModelInfer", where=of(f"{n} {transport}"))[0] for n in ("leader", "joined"))
+    assert joined.attributes["tensorgate.cache"] == "joined"
+    (link,) = collector.below(joined)["queue"].links
+    assert collector.below(leader)["execute"].links == [link]
+    (batch,) = collector.wait("batch", where=lambda span: span.key == link)
+    assert batch.links == [leader.key]
+
+
 def test_a_stream_and_its_requests(traced, collector: Collector, transport: str):
     """A stream is one server span; its requests are below it with their positions and stages, also one that fails."""
     gateway, _ = traced
@@ -177,6 +196,22 @@ def test_a_stream_and_its_requests(traced, collector: Collector, transport: str)
     assert [stage.name for stage in stages_of(collector, good)] == STAGES
     assert bad.attributes["tensorgate.status_code"] == "NOT_FOUND"
     assert server.attributes["rpc.response.status_code"] == "OK"
+    assert max(good.end_time_unix_nano, bad.end_time_unix_nano) <= server.end_time_unix_nano
+
+
+def test_a_stream_that_is_left(traced, collector: Collector, transport: str):
+    """A stream whose caller goes away is traced, and what was under way is below it and no longer than it."""
+    gateway, gate = traced
+    gate.shut()
+    with StreamCall(gateway) as stream:
+        stream.send("moody", 3, id=f"left{transport}")
+        eventually(lambda: gate.begun()[-1:] == ["3"])
+    (left,) = collector.wait("request", where=of(f"left{transport}"))
+    (server,) = collector.wait("ModelStreamInfer", where=lambda span: span.id == left.parent)
+    gate.open()
+    assert left.attributes["tensorgate.status_code"] == "CANCELLED"
+    assert server.start_time_unix_nano <= left.start_time_unix_nano
+    assert left.end_time_unix_nano <= server.end_time_unix_nano
 
 
 def test_the_callers_trace_goes_on(traced, collector: Collector, transport: str):

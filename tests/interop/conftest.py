@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.node import with_packages
 from support.once import alone
 
 Script = Callable[..., Any]
@@ -64,15 +65,7 @@ def grpcurl() -> Path:
 @pytest.fixture(scope="session")
 def node_folder() -> Path:
     """The folder of the Node client, with the packages of its lock file installed."""
-    folder = CLIENTS / "node"
-    if not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("node and npm are not on PATH: the Node client is not tried")
-    installed = folder / "node_modules" / ".package-lock.json"  # npm's own record of what it installed
-    with alone(folder):
-        if not installed.exists() or installed.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
-            command = ["npm", "ci", "--no-audit", "--no-fund", "--prefer-offline"]
-            subprocess.run(command, cwd=folder, check=True, timeout=150)
-    return folder
+    return with_packages(CLIENTS / "node")
 
 
 @pytest.fixture(scope="session")
