@@ -72,7 +72,7 @@ def test_a_slow_reader_costs_little_memory(models):
         stream.close()
         eventually(lambda: successes(gateway, "long") >= window)
         arrived(gateway)
-        assert successes(gateway, "long") <= 3 * window  # the connection's own buffers hold some, too
+        assert successes(gateway, "long") <= 4 * window  # the connections' own buffers hold some, too
         assert resident_mb(gateway) - before < 100
         assert [value(response)[0][0] for response in stream.rest()] == [2 * number for number in range(messages)]
 

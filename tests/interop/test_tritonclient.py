@@ -20,7 +20,6 @@ from tensorgate_client.tensors import DTYPES, TYPED_FIELDS
 pytestmark = pytest.mark.timeout(120)
 ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
 UNIMPLEMENTED = {
-    **{"trace": "TraceSetting", "set_trace": "TraceSetting"},
     **{"shm": "SystemSharedMemoryStatus", "register_shm": "SystemSharedMemoryRegister"},
     **{"unregister_shm": "SystemSharedMemoryUnregister", "cuda": "CudaSharedMemoryStatus"},
     **{"register_cuda": "CudaSharedMemoryRegister", "unregister_cuda": "CudaSharedMemoryUnregister"},
@@ -126,6 +125,19 @@ def test_control_needs_explicit_mode(survey: dict[str, Any], call: str) -> None:
 def test_a_time_limit_is_kept(survey: dict[str, Any]) -> None:
     """A caller with a time limit gets an error when it is over, not a late answer."""
     assert survey["deadline"] == {"status": "StatusCode.DEADLINE_EXCEEDED", "message": "Deadline Exceeded"}
+
+
+def test_trace_settings_are_read_and_changed(survey: dict[str, Any]) -> None:
+    """A script for Triton's trace settings does its work here, too, for one model and back, and is told what is not."""
+
+    def told(answer: dict[str, Any]) -> dict[str, str]:
+        return {name: setting["value"][0] for name, setting in answer["settings"].items()}
+
+    off = {"trace_level": "OFF", "trace_rate": "1", "trace_count": "-1", "trace_mode": "opentelemetry"}
+    assert told(survey["trace"]) == off
+    assert told(survey["set_trace"]) == {**off, "trace_level": "TIMESTAMPS", "trace_rate": "1000", "trace_count": "5"}
+    assert told(survey["clear_trace"]) == off
+    assert survey["trace_file"]["status"] == "StatusCode.INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize("call", UNIMPLEMENTED)

@@ -28,8 +28,14 @@ def main(address: str, model: str) -> None:
         "unload": lambda: client.unload_model(model),
         "statistics": lambda: client.get_inference_statistics(as_json=True),
         "unknown_statistics": lambda: client.get_inference_statistics("nobody"),
-        "trace": client.get_trace_settings,
-        "set_trace": lambda: client.update_trace_settings(settings={"trace_rate": "1"}),
+        "trace": lambda: client.get_trace_settings(as_json=True),
+        "set_trace": lambda: client.update_trace_settings(
+            model, {"trace_level": ["TIMESTAMPS"], "trace_rate": "1000", "trace_count": "5"}, as_json=True
+        ),
+        "clear_trace": lambda: client.update_trace_settings(
+            model, {"trace_level": None, "trace_rate": None, "trace_count": None}, as_json=True
+        ),
+        "trace_file": lambda: client.update_trace_settings(settings={"trace_file": "/t"}),
         "shm": client.get_system_shared_memory_status,
         "register_shm": lambda: client.register_system_shared_memory("r", "/r", 64),
         "unregister_shm": client.unregister_system_shared_memory,
