@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from gateway.heads import Head
 
 
+LONGEST = 256
+"""Characters of a name or id that a log or trace tells: callers may choose megabytes of them."""
+
+
 def _tag(field: int) -> int:
     return field << 3 | 2  # length-delimited; protobuf's encoding guide
 
@@ -48,9 +52,9 @@ class Message:
     def about(self, version: int | None = None) -> dict[str, str]:
         """Which request it is, for the log; `version` is the one that it went to, if it went to any."""
         return {
-            "model": self.name,
-            "version": self.version if version is None else str(version),
-            "request_id": self.id,
+            "model": self.name[:LONGEST],
+            "version": self.version[:LONGEST] if version is None else str(version),
+            "request_id": self.id[:LONGEST],
         }
 
     @property

@@ -80,7 +80,10 @@ class MetricsPage:
 
     def write(self, reading: Reading, accept: str) -> tuple[bytes, str]:
         """The page in the format that an Accept header asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except Exception:  # a header that the library cannot make out
+            encode, content_type = choose_encoder("")
         page = encode(_Collected(self._families(reading)))
         if content_type.startswith("text/plain"):
             page = _UNTYPED.sub(rb"\1 counter", page)

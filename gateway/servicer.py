@@ -107,7 +107,7 @@ class Servicer:
             call = None
             if observer.on:
                 call = CallTrace(name, Stages(), parent_of(metadata), deadline)
-                call.model, call.version = _addressee(rpc, message)
+                call.name(*_addressee(rpc, message))
                 observer.begin(call)
             state.enter()
             answer: bytes | Status = CANCELLED
@@ -172,7 +172,7 @@ class Servicer:
             self._check_draining()
             message = read(data)
             if call:
-                call.model, call.version, call.request_id = message.name, message.version, message.id
+                call.name(message.name, message.version, message.id)
                 self._observer.begin(call)
             model = self._catalogue.find(message.name, message.version)
             if call:

@@ -164,7 +164,9 @@ def _add_argument(parser: ArgumentParser, *names: str, **options: Any) -> None:
     """Add a flag, its value named as users would rather than by Python's type."""
     if "metavar" in options:  # switches have none
         options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
-    options["help"] = options["help"].replace("(default: ())", "(default: none)")
+    options["help"] = (
+        options["help"].replace("(default: ())", "(default: none)").replace("(default: None)", "(default: none)")
+    )
     parser.add_argument(*names, **options)
 
 

@@ -39,6 +39,16 @@ class CannotExport(Exception):
     """The environment names an exporter that is not installed or not known; the message says which."""
 
 
+class _Heard(logging.Handler):
+    """What the library has said last."""
+
+    words = "no collector took them"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self.words = record.getMessage().splitlines()[0][:300]
+
+
 class SpanExport:
     """Exports what a tracer has finished, from `start` to `close`.
 
@@ -65,6 +75,8 @@ class SpanExport:
         self.dropped = 0
         self._said = -_SAY_AGAIN_S
         self._unsaid = 0
+        self._leaving = 0
+        self._heard = _Heard()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="span-export", daemon=True)
 
@@ -73,14 +85,17 @@ class SpanExport:
 
     def start(self) -> None:
         """Export from now on."""
-        for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # they would tell of every failure
+        library = logging.getLogger("opentelemetry")  # it would tell of every failure
+        library.addHandler(self._heard)
+        library.propagate = False
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
         """Export what waits, within `timeout_s`."""
         self._closing.set()
         self._thread.join(timeout_s)
+        if left := self._leaving + sum(call.stages.passed + 1 for call in self._tracer.finished):
+            _log.warning("%d spans were not exported before the end: %s", left, self._heard.words)
         for exporter in self._exporters:
             exporter.shutdown()
 
@@ -110,10 +125,12 @@ class SpanExport:
         for exporter in self._exporters:
             started = time.monotonic()
             try:
+                self._leaving = len(spans)
                 taken = exporter.export(spans) is SpanExportResult.SUCCESS
-                why = f"no collector took them within {time.monotonic() - started:.1f} s"
+                why = f"{self._heard.words} ({time.monotonic() - started:.1f} s)"
             except Exception as error:  # whatever an exporter does, requests are none of its business
                 taken, why = False, f"{type(error).__name__}: {error}"
+            self._leaving = 0
             if not taken:
                 self.dropped += len(spans)
                 self._unsaid += len(spans)
@@ -138,15 +155,18 @@ def _without_unknown_name(resource: Resource) -> Resource:
 
 def _exporters() -> list[SpanExporter]:
     """Those that OTEL_TRACES_EXPORTER names, OTLP by default, over OTEL_EXPORTER_OTLP_[TRACES_]PROTOCOL."""
-    names = [name.strip() for name in environ.get("OTEL_TRACES_EXPORTER", "otlp").split(",") if name.strip()]
-    return [_made(name) for name in names if name != "none"]
+    names = [name.strip() for name in (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(",") if name.strip()]
+    if names in ([], ["none"]):
+        raise CannotExport("OTEL_TRACES_EXPORTER is 'none': traces would go nowhere")
+    return [_made(name) for name in names]
 
 
 def _made(name: str) -> SpanExporter:
     entry = name
     if name == "otlp":
-        variable = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
-        protocol = environ.get(variable) or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+        variables = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        variable = next((name for name in variables if environ.get(name)), "")
+        protocol = environ.get(variable, "grpc")
         if protocol not in _PROTOCOLS:
             raise CannotExport(f"{variable}: expected {' or '.join(_PROTOCOLS)}, got '{protocol}'")
         entry = _PROTOCOLS[protocol]
@@ -154,7 +174,10 @@ def _made(name: str) -> SpanExporter:
     if not found:
         raise CannotExport(f"OTEL_TRACES_EXPORTER: '{name}' is not installed ('tensorgate[otlp]' brings otlp)")
     made: Callable[[], Any] = next(iter(found)).load()
-    exporter: SpanExporter = made()
+    try:
+        exporter: SpanExporter = made()
+    except Exception as error:  # each has its own ways not to like a variable
+        raise CannotExport(f"OpenTelemetry's variables for exporter '{name}': {error}") from error
     return exporter
 
 

@@ -216,7 +216,7 @@ class Stream:
             return None
         within = self._call.stages.span if self._call else None
         call = CallTrace(_NAME, stages, self._parent, self._deadline, within, self._position)
-        call.model, call.version, call.request_id = message.name, message.version, message.id
+        call.name(message.name, message.version, message.id)
         self._position += 1
         self._observer.begin(call)
         return call

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 from gateway.errors import InvalidRequest
 from gateway.tracing import Sampling, Tracer
 
 _LEVEL, _RATE, _COUNT, _MODE = "trace_level", "trace_rate", "trace_count", "trace_mode"
+_FIELDS = {_LEVEL: "on", _RATE: "rate", _COUNT: "left"}
 _OFF, _ON = "OFF", "TIMESTAMPS"
 _MODE_NAME = "opentelemetry"
 
@@ -29,6 +31,11 @@ class InvalidSampler(ValueError):
     """An OTEL_TRACES_SAMPLER that is not known, or a rate that is none."""
 
 
+def switched_off(environ: Mapping[str, str]) -> bool:
+    """Whether the environment forbids all of it."""
+    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
 def sampling_of(rate: float | None, environ: Mapping[str, str]) -> Sampling:
     """What is sampled from the start.
 
@@ -40,12 +47,14 @@ def sampling_of(rate: float | None, environ: Mapping[str, str]) -> Sampling:
     Raises:
         InvalidSampler: they name a sampler that is not known.
     """
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if switched_off(environ):
+        return Sampling()
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    if exporter == "none":
         return Sampling()
     if rate is not None:
         return Sampling(on=True, rate=rate)
-    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip()
-    if exporter == "none" or not (exporter or any(environ.get(name) for name in _ENDPOINTS)):
+    if not (exporter or any(environ.get(name) for name in _ENDPOINTS)):
         return Sampling()
     name = environ.get("OTEL_TRACES_SAMPLER", "").strip() or "parentbased_always_on"
     if name not in _SAMPLERS:
@@ -78,6 +87,7 @@ class TraceSettings:
         self._tracer = tracer
         self._turned_on = turned_on
         self._initial = tracer.sampling
+        self._own: dict[str, dict[str, Any]] = {}  # of a model, by the fields of its sampling
 
     def change(self, model: str, settings: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Change those that are named; all of them as they are then.
@@ -92,18 +102,35 @@ class TraceSettings:
         """
         tracer = self._tracer
         now = tracer.by_model.get(model, tracer.sampling)
+        own = dict(self._own.get(model, {}))
         default = tracer.sampling if model else self._initial
         for name, values in settings.items():
-            now = _changed(now, default, name, [value for value in values if value])
+            given = [value for value in values if value]
+            now = _changed(now, default, name, given)
+            if name in _FIELDS:
+                own.pop(_FIELDS[name], None)
+                if given:
+                    own[_FIELDS[name]] = getattr(now, _FIELDS[name])
         if now.on:
             self._turned_on()
-        if not model:
-            tracer.sampling = now
-        elif now == tracer.sampling:
-            tracer.by_model.pop(model, None)
+        if model:
+            self._own[model] = own
         else:
-            tracer.by_model[model] = now
-        return _shown(now)
+            tracer.sampling = now
+        self._apply()
+        return _shown(tracer.by_model.get(model, tracer.sampling))
+
+    def _apply(self) -> None:
+        """Work out what holds for each model with settings of its own; the others it shares with all."""
+        tracer = self._tracer
+        for model, own in list(self._own.items()):
+            if not own:
+                del self._own[model]
+                tracer.by_model.pop(model, None)
+                continue
+            if "left" in own and model in tracer.by_model and own["left"] != inf:  # some have been sampled since
+                own["left"] = min(own["left"], tracer.by_model[model].left)
+            tracer.by_model[model] = replace(tracer.sampling, **own)
 
 
 def _changed(now: Sampling, default: Sampling, name: str, values: Sequence[str]) -> Sampling:
@@ -114,7 +141,10 @@ def _changed(now: Sampling, default: Sampling, name: str, values: Sequence[str])
             raise InvalidRequest(f"{_LEVEL}: expected {_OFF} or {_ON}, got '{', '.join(sorted(unknown))}'")
         return replace(now, on=_ON in levels if levels else default.on)
     if name == _RATE:
-        return replace(now, rate=1 / _number(_RATE, values, least=1) if values else default.rate)
+        if not values:
+            return replace(now, rate=default.rate)
+        number = _number(_RATE, values, least=0)
+        return replace(now, rate=1 / number if number else 0.0)
     if name == _COUNT:
         count = _number(_COUNT, values, least=-1) if values else default.left
         return replace(now, left=inf if count == -1 else count)

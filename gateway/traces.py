@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import NotAllowed
 from gateway.settings import InvalidSettings, Settings, tracing_installed
-from gateway.trace_settings import InvalidSampler, TraceSettings, sampling_of
+from gateway.trace_settings import InvalidSampler, TraceSettings, sampling_of, switched_off
 from gateway.tracing import Sampling, Tracer
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class Traces:
     def _turned_on(self) -> None:
         if not tracing_installed():
             raise NotAllowed(f"{_HINT}, on the server's machine")
+        if switched_off(environ):
+            raise NotAllowed("tracing is switched off by OTEL_SDK_DISABLED in the server's environment")
         try:
             self._start()
         except InvalidSettings as error:

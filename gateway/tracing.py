@@ -7,6 +7,7 @@ into spans by `span_export.py` on a thread of its own, after the answer has left
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -15,11 +16,14 @@ from math import inf
 from typing import NamedTuple, TypeAlias
 
 from gateway.logs import about
+from gateway.message import LONGEST
 from gateway.request import Stages
 from gateway.status import Status
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_LONGEST_STATE = 512  # as much as has to be passed on by the specification
 _PARENT, _STATE = "traceparent", "tracestate"
 _LOW_64 = (1 << 64) - 1
 
@@ -103,6 +107,10 @@ class CallTrace:
     request_id: str = ""
     ended: int = 0
     status: Status | None = None
+
+    def name(self, model: str, version: str, request_id: str = "") -> None:
+        """Note what the caller names, cut to a length that traces and logs can be full of."""
+        self.model, self.version, self.request_id = model[:LONGEST], version[:LONGEST], request_id[:LONGEST]
 
     def about(self) -> dict[str, object]:
         """Which it is, for the log."""
@@ -191,15 +199,10 @@ def parent_of(metadata: Metadata) -> Parent | None:
             header = str(value)
         elif key == _STATE:
             state = f"{state},{value!s}" if state else str(value)
-    if not header:
+    match = _TRACEPARENT.fullmatch(header)
+    if match is None or (match[1] == "00" and match[5]):
         return None
-    parts = header.split("-")
-    if len(parts) < 4 or (parts[0] == "00" and len(parts) > 4) or [len(part) for part in parts[:4]] != [2, 32, 16, 2]:
+    trace_id, span_id, flags = (int(match[part], 16) for part in (2, 3, 4))
+    if not trace_id or not span_id:
         return None
-    try:
-        version, trace_id, span_id, flags = (int(part, 16) for part in parts[:4])
-    except ValueError:
-        return None
-    if version == 0xFF or not trace_id or not span_id:
-        return None
-    return Parent(trace_id, span_id, bool(flags & 1), state)
+    return Parent(trace_id, span_id, bool(flags & 1), state if len(state) <= _LONGEST_STATE else "")

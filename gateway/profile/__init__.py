@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from gateway.commands.failure import CommandFailed
+from gateway.commands.saying import say
 from gateway.profile import loading, report
 from gateway.profile.runs import measure
 from gateway.settings import Settings
@@ -27,7 +28,7 @@ def run(flags: Namespace, settings: Settings) -> int:
     if flags.trace:
         _check_trace(flags.trace)
     profile = asyncio.run(_profile(flags, settings))
-    print(json.dumps(report.fields(profile), indent=2) if flags.json else report.text(profile, flags.top))
+    say(json.dumps(report.fields(profile), indent=2) if flags.json else report.text(profile, flags.top))
     return 0
 
 

@@ -88,9 +88,10 @@ def test_first_signal_drains(slow, gate, number):
 
 def refused_as_unavailable(gateway: Gateway) -> bool:
     """Whether a model that is not busy turns requests away."""
-    call = gateway.stub.ModelInfer.future(request("quick", {"INPUT0": ONES}), timeout=60)
-    # CANCELLED: gRPC's core drops what reaches it while its farewell (GOAWAY) is on the way to the client.
-    assert call.code() in {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
+    call = gateway.stub.ModelInfer.future(request("quick", {"INPUT0": ONES}), timeout=10)
+    # CANCELLED, or under load no answer: gRPC's core drops what reaches it while its farewell (GOAWAY) is on its way.
+    dropped = {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert call.code() in {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, *dropped}
     return call.code() is grpc.StatusCode.UNAVAILABLE
 
 

@@ -227,7 +227,10 @@ def test_the_callers_trace_goes_on(traced, collector: Collector, transport: str)
     assert not [each for each in collector.named("ModelInfer") if of(f"unsampled {transport}")(each)]
 
 
-@pytest.mark.parametrize("header", ["", "nonsense", "00-zz-b7ad6b7169203331-01", f"00-{'0' * 32}-{'1' * 16}-01"])
+@pytest.mark.parametrize(
+    "header",
+    ["", "nonsense", "00-zz-b7ad6b7169203331-01", f"00-{'0' * 32}-{'1' * 16}-01", PARENT.format(flags="01").upper()],
+)
 def test_a_parent_that_is_none(traced, collector: Collector, header: str, transport: str):
     """A malformed trace context is passed over: the call begins a trace of its own."""
     gateway, _ = traced

@@ -142,6 +142,7 @@ def test_opentelemetrys_variables(models, collector: Collector):
         ),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "expected grpc or http/protobuf, got 'http/json'"),
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: 'zipkin' is not installed"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "abc"}, "OpenTelemetry's variables for exporter 'otlp': .*abc"),
     ],
 )
 def test_wrong_variables_are_told(models, environment: dict[str, str], told: str):
@@ -154,12 +155,43 @@ def test_wrong_variables_are_told(models, environment: dict[str, str], told: str
         assert "Traceback" not in server.log
 
 
-def test_switched_off_by_the_sdks_own_switch(models, collector: Collector):
-    """OTEL_SDK_DISABLED wins over whatever else asks for traces."""
-    environment = collector.environment(OTEL_SDK_DISABLED="true")
-    with serving(models, "--trace-rate", "1", environment=environment) as gateway:
+@pytest.mark.parametrize("switch", [{"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_EXPORTER": "none"}])
+def test_switched_off_by_the_sdks_own_switch(models, collector: Collector, switch: dict[str, str]):
+    """OTEL_SDK_DISABLED, and an exporter `none`, win over whatever else asks for traces, TraceSetting included."""
+    with serving(models, "--trace-rate", "1", environment=collector.environment(**switch)) as gateway:
         call(gateway)
         assert change(gateway)["trace_level"] == ["OFF"]
+        code, told = refusal(lambda: change(gateway, trace_level="TIMESTAMPS"))
+        assert code is Code.FAILED_PRECONDITION
+        assert next(iter(switch)) in told
+
+
+def test_an_empty_variable_is_none(models, collector: Collector):
+    """An empty OTEL_TRACES_EXPORTER is as good as none at all, as OpenTelemetry has it."""
+    with serving(models, environment=collector.environment(OTEL_TRACES_EXPORTER="")) as gateway:
+        last(collector, gateway)
+
+
+def test_a_model_follows_in_what_it_has_no_value_for(models, collector: Collector):
+    """A model with one setting of its own follows the settings of all models in the others."""
+    with serving(models, "--trace-rate", "1", environment=collector.environment()) as gateway:
+        change(gateway, "other", trace_rate="5")
+        change(gateway, trace_rate="5")
+        change(gateway, trace_rate="100")
+        assert change(gateway, "other")["trace_rate"] == ["5"]
+        change(gateway, trace_level="OFF")
+        assert change(gateway, "other")["trace_level"] == ["OFF"]
+        change(gateway, "other", trace_rate=None)
+        assert change(gateway, "other")["trace_rate"] == ["100"]
+
+
+def test_what_callers_choose_is_cut(models, collector: Collector):
+    """One caller's enormous id, or a trace state that is none, costs no other caller's spans and no line in the log."""
+    with serving(models, "--trace-rate", "1", environment=collector.environment()) as gateway:
+        call(gateway, "B" * 20_000_000, traceparent=TRACEPARENT, tracestate="no state " + "z" * 2000)
+        last(collector, gateway)
+        assert max(map(len, numbers(collector))) == 256
+        assert "tracestate" not in gateway.server.log.lower()
 
 
 def test_settings_change_while_it_runs(models, collector: Collector):
@@ -196,8 +228,8 @@ def test_settings_change_while_it_runs(models, collector: Collector):
     ("settings", "told"),
     [
         ({"trace_level": "TENSORS"}, "trace_level: expected OFF or TIMESTAMPS, got 'TENSORS'"),
-        ({"trace_rate": "0"}, "trace_rate: expected a whole number, at least 1, got '0'"),
-        ({"trace_rate": "often"}, "trace_rate: expected a whole number, at least 1, got 'often'"),
+        ({"trace_rate": "-1"}, "trace_rate: expected a whole number, at least 0, got '-1'"),
+        ({"trace_rate": "often"}, "trace_rate: expected a whole number, at least 0, got 'often'"),
         ({"trace_count": "-2"}, "trace_count: expected a whole number, at least -1, got '-2'"),
         ({"trace_file": "/tmp/x"}, "trace setting 'trace_file' cannot be changed: expected trace_level, "),  # noqa: S108
         ({"colour": "red"}, "trace setting 'colour' cannot be changed"),

@@ -74,6 +74,7 @@ def test_metadata_is_true(survey: dict[str, Any]) -> None:
         "model_repository",
         "schedule_policy",
         "statistics",
+        "trace",
     ]
     assert survey["metadata"] == {
         "name": "classifier",

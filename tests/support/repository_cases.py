@@ -104,7 +104,7 @@ GOOD = {
     "policy_latest": Case(_ECHO + "version_policy { latest { num_versions: 2 } }", versions=(1, 2, 3)),
     "policy_all": Case(_ECHO + "version_policy { all {} }", versions=(1, 2, 3)),
     "policy_specific": Case(_ECHO + "version_policy { specific { versions: [7, 1] } }", versions=(1, 2)),
-    "meeting": Case("instance_group { count: 2 }", _MEETING),
+    "meeting": Case("max_batch_size: 1 instance_group { count: 2 }", _MEETING),  # or they might meet in one batch
     "parameters": Case('parameters { key: "answer" value { string_value: "42" } }', _PARAMETER),
 }
 
