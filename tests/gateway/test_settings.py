@@ -237,7 +237,7 @@ def test_help_lists_every_setting_with_its_default():
     text = " ".join(result.stdout.split())
     for name, field in Settings.model_fields.items():
         assert re.search(f" --{name.replace('_', '-')}[ ,]", text)
-        default = field.default if field.default != () else "none"
+        default = "none" if field.default in ((), None) else field.default
         assert f"{field.description} ({'required' if field.is_required() else f'default: {default}'})" in text
 
 
