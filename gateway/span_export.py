@@ -94,8 +94,9 @@ class SpanExport:
         """Export what waits, within `timeout_s`."""
         self._closing.set()
         self._thread.join(timeout_s)
-        if left := self._leaving + sum(call.stages.passed + 1 for call in self._tracer.finished):
-            _log.warning("%d spans were not exported before the end: %s", left, self._heard.words)
+        waiting = sum(call.stages.passed + 1 for call in self._tracer.finished)
+        if lost := self._unsaid + self._leaving + waiting:
+            _log.warning("%d further spans were not exported: %s", lost, self._heard.words)
         for exporter in self._exporters:
             exporter.shutdown()
 
