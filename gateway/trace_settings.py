@@ -101,6 +101,7 @@ class TraceSettings:
             NotAllowed: nothing can be traced.
         """
         tracer = self._tracer
+        self._count_down()
         now = tracer.by_model.get(model, tracer.sampling)
         own = dict(self._own.get(model, {}))
         default = tracer.sampling if model else self._initial
@@ -128,9 +129,13 @@ class TraceSettings:
                 del self._own[model]
                 tracer.by_model.pop(model, None)
                 continue
-            if "left" in own and model in tracer.by_model and own["left"] != inf:  # some have been sampled since
-                own["left"] = min(own["left"], tracer.by_model[model].left)
             tracer.by_model[model] = replace(tracer.sampling, **own)
+
+    def _count_down(self) -> None:
+        """Note how many may still be sampled of the models that have a count of their own."""
+        for model, own in self._own.items():
+            if "left" in own:
+                own["left"] = self._tracer.by_model[model].left
 
 
 def _changed(now: Sampling, default: Sampling, name: str, values: Sequence[str]) -> Sampling:

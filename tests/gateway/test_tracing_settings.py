@@ -185,6 +185,21 @@ def test_a_model_follows_in_what_it_has_no_value_for(models, collector: Collecto
         assert change(gateway, "other")["trace_rate"] == ["100"]
 
 
+def test_a_models_count_runs_down_and_can_be_raised(models, collector: Collector):
+    """A model's own count is of its own calls, whatever changes for the others meanwhile, and can be set anew."""
+    with serving(models, "--trace-rate", "1", environment=collector.environment()) as gateway:
+        change(gateway, "other", trace_count="2")
+        for number in range(3):
+            call(gateway, f"first {number}", "other")
+        change(gateway, trace_rate="1")
+        assert change(gateway, "other")["trace_count"] == ["0"]
+        assert change(gateway, "other", trace_count="1")["trace_count"] == ["1"]
+        for number in range(3):
+            call(gateway, f"second {number}", "other")
+        last(collector, gateway)
+    assert numbers(collector) == {"first 0", "first 1", "second 0", "last"}
+
+
 def test_what_callers_choose_is_cut(models, collector: Collector):
     """One caller's enormous id, or a trace state that is none, costs no other caller's spans and no line in the log."""
     with serving(models, "--trace-rate", "1", environment=collector.environment()) as gateway:
