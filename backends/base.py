@@ -112,8 +112,10 @@ class Instance(Protocol):
 class Model(Protocol):
     """A loaded version, whose weights its instances share where the runtime allows.
 
-    Two attributes may be left out. `memory` says how many bytes the weights take: a mapping by device, "CPU:0" or
-    "GPU:1". `profiler` is a `Profiler`, or None where the runtime has none.
+    Three attributes may be left out. `memory` says how many bytes the weights take: a mapping by device, "CPU:0" or
+    "GPU:1". `profiler` is a `Profiler`, or None where the runtime has none. `inline` is true if an instance may execute
+    on other threads than its own, one at a time, and waits for nothing but the processor: executions that take less
+    than handing them to a thread are then not handed over.
     """
 
     @property

@@ -57,6 +57,7 @@ class EchoModel:
 
     def __init__(self, signature: Signature, delay: float) -> None:
         self.signature = signature
+        self.inline = not delay
         self._delay = delay
         self._outputs = {i.name: o.name for i, o in zip(signature.inputs, signature.outputs, strict=True)}
 

@@ -106,6 +106,7 @@ class OnnxRuntimeModel:
     ) -> None:
         self._session = session
         self._again = again
+        self.inline = session.get_providers() == ["CPUExecutionProvider"]
         self.signature = Signature.of(_specs(session.get_inputs()), outputs)
         self._shared = _shared_sizes(session.get_inputs())
         self._inputs = [spec.name for spec in self.signature.inputs]

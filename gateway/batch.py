@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +52,7 @@ class Execution:
         padding: rows that were added to fill it up.
         started_ns, assembled_ns, executed_ns, finished_ns: when it began, had its inputs, had its outputs, and had
             given every request its own; 0 while it has not.
+        processor_ns: of `execute`, what its own thread computed.
         instance: the name of the one that ran it, once it does.
         span: ids of its trace and span, once it has one.
     """
@@ -64,6 +64,7 @@ class Execution:
     assembled_ns: int = 0
     executed_ns: int = 0
     finished_ns: int = 0
+    processor_ns: int = 0
     instance: str = ""
     span: tuple[int, int] | None = None
 
@@ -88,18 +89,24 @@ class Batch:
         self.rows = sum([request.rows for request in self.requests])
         self.execution = Execution(len(self.requests), self.rows, self._padded_rows - self.rows)
 
-    def run(self, execute: Execute) -> list[Outputs]:
+    def run(self, execute: Execute, instance: str = "") -> list[Outputs]:
         """Execute; each request's own requested outputs, in the requests' order and as clients shape them.
+
+        Args:
+            execute: the backend's.
+            instance: whose it is, for traces.
 
         Raises:
             Exception: whatever `execute` raises, or ValueError if it does not keep its promises.
         """
         execution = self.execution
         execution.started_ns = time.perf_counter_ns()
-        execution.instance = threading.current_thread().name
+        execution.instance = instance
         inputs = self._assembled()
         execution.assembled_ns = time.perf_counter_ns()
+        computed_ns = time.thread_time_ns()
         outputs = execute(inputs)
+        execution.processor_ns = time.thread_time_ns() - computed_ns
         execution.executed_ns = time.perf_counter_ns()
         answers = self._apart(self._checked(outputs))
         execution.finished_ns = time.perf_counter_ns()

@@ -18,7 +18,8 @@ from gateway.batch import Batch, BatchLayout, Outputs
 from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
 from gateway.errors import DeadlineExceeded, ModelNotReady, restated, shown_ms, too_late
-from gateway.instances import Instance
+from gateway.inlining import Inlining
+from gateway.instances import Instance, presentable
 from gateway.job import Job, Receiver, TimeLeft
 from gateway.request import InferenceRequest
 from gateway.request_queue import RequestQueue
@@ -26,6 +27,9 @@ from gateway.retries import Retries
 from gateway.returning import Returning
 
 _log = logging.getLogger(__name__)
+
+_BREATH_S = 0.001
+"""How long batches may run on the event loop before others have their turn."""
 
 _TICK_S = 0.001
 """The shortest timer: uvloop counts in milliseconds, and would spin on one that it rounds down to nothing."""
@@ -63,6 +67,7 @@ class Batcher:
         self._queue = RequestQueue(policy, self._durations)
         self._retries = Retries()
         self._returning = Returning()
+        self._inlining = Inlining()
         self._instances = len(instances)
         self._idle = list(instances)
         self._ends: dict[Instance, float] = {}  # when those that run are expected to be free
@@ -83,8 +88,8 @@ class Batcher:
         """Requests that wait to be executed, without those of a batch that failed and is tried apart."""
         return len(self._queue)
 
-    async def infer(self, request: InferenceRequest) -> tuple[Outputs, Batch]:
-        """A request's own outputs, and the batch it ran in. A cancelled caller leaves its batch undisturbed.
+    def submit(self, request: InferenceRequest, receiver: Receiver) -> Job:
+        """Queue a request; the receiver gets its outputs, never before this returns, or one of these errors.
 
         Raises:
             ModelNotReady: the version is being closed.
@@ -92,21 +97,6 @@ class Batcher:
             DeadlineExceeded: it was not executed in time, or could not be any more.
             InvalidInput: the backend finds the caller's data at fault.
             ExecutionFailed: the backend fails on this request, also when it is alone.
-        """
-        future: asyncio.Future[Outputs] = self._loop.create_future()
-        job = self.submit(request, future)
-        try:
-            outputs = await future
-        except asyncio.CancelledError:
-            self.discard(job)
-            raise
-        return outputs, cast(Batch, job.batch)
-
-    def submit(self, request: InferenceRequest, receiver: Receiver) -> Job:
-        """Queue a request; the receiver gets its outputs, or what `infer` raises.
-
-        Raises:
-            ModelNotReady, QueueFull, DeadlineExceeded, InvalidInput: as `infer`.
         """
         if self._closing:
             raise ModelNotReady("it is being unloaded: try again shortly, or another server")
@@ -221,14 +211,22 @@ class Batcher:
 
     def _advance(self) -> None:
         """Answer what has expired, and start a batch on every idle instance that there is one for."""
-        now = self._clock()
+        began = now = self._clock()
         for job in self._queue.expire(now):
             self._fail(job, DeadlineExceeded(f"not executed within the {shown_ms(now - job.arrived)} it could wait"))
         for job in self._retries:
             if job.deadline <= now:
                 self._fail(job, DeadlineExceeded("not executed in time"))
         while self._idle and (jobs := self._retries.take(self._idle[-1]) or self._take(now)):
-            self._start(self._idle.pop(), jobs, now)
+            batch = self._batch(jobs)
+            if self._idle[-1].inline and self._inlining.allows(jobs[0].shape, batch.rows):
+                self._run_here(self._idle[-1], jobs, batch)
+                if (later := self._clock()) - began > _BREATH_S:
+                    self._schedule()  # the rest comes after what else the loop has to do
+                    break
+                now = later
+            else:
+                self._start(self._idle.pop(), jobs, batch)
         self._set_timer(now)
 
     def _take(self, now: float) -> list[Job]:
@@ -244,47 +242,71 @@ class Batcher:
         until = self._returning.waits_until(now)
         return until if until > now and not self._closing and self._queue.may_wait(until) else now
 
-    def _start(self, instance: Instance, jobs: list[Job], now: float) -> None:
+    def _batch(self, jobs: list[Job]) -> Batch:
         batch = Batch([job.request for job in jobs], self._layout)
         for job in jobs:
             job.batch, job.request.stages.execution = batch, batch.execution
-        self._ends[instance] = now + self._durations.expected(jobs[0].shape, batch.rows)
-        try:
-            running = instance.run(batch)
-        except Exception as error:
-            running = self._loop.create_future()
-            running.set_exception(restated(error))
-        running.add_done_callback(partial(self._ended, instance, jobs, now))
+        return batch
 
-    def _ended(
-        self, instance: Instance, jobs: list[Job], started: float, running: asyncio.Future[list[Outputs]]
-    ) -> None:
+    def _run_here(self, instance: Instance, jobs: list[Job], batch: Batch) -> None:
+        result: list[Outputs] | Exception
+        started = self._clock()
+        try:
+            result = instance.run_here(batch)
+        except Exception as error:
+            result = presentable(error)
+        self._retried(instance, jobs, result)
+        self._answer(jobs, result)
+        if isinstance(result, list):
+            self._measure(jobs, started)
+        del result  # an exception's traceback has this frame: a cycle that would keep the batch for a while
+
+    def _start(self, instance: Instance, jobs: list[Job], batch: Batch) -> None:
+        now = self._clock()
+        self._ends[instance] = now + self._durations.expected(jobs[0].shape, batch.rows)
+        ended = partial(self._ended, instance, jobs, now)
+        try:
+            instance.run(batch, ended)
+        except Exception as error:
+            self._loop.call_soon(ended, presentable(error))
+
+    def _ended(self, instance: Instance, jobs: list[Job], started: float, result: list[Outputs] | Exception) -> None:
         """The instance goes on with the next batch; meanwhile the jobs of this one are answered."""
         batch = cast(Batch, jobs[0].batch)
         del self._ends[instance]
         self._idle.append(instance)
-        error = asyncio.CancelledError() if running.cancelled() else running.exception()
-        if error is not None and len(jobs) > 1:
-            told = "a batch of %d requests failed, trying them apart: %s"
-            _log.info(told, len(jobs), type(error).__name__, extra=self.about)
-        self._retries.ended(instance, jobs, well=error is None)
+        self._retried(instance, jobs, result)
         if self._instances == 1:  # others would go on meanwhile
             self._returning.ended(batch.rows, self._clock(), self._queue.gain(jobs[0].shape, batch.rows) / 2)
         try:
             self._advance()
         finally:
-            if error is None:
-                self._settle(jobs, running.result())
+            self._answer(jobs, result)
+            if isinstance(result, list):
                 self._loop.call_soon(self._measure, jobs, started)
-            elif len(jobs) == 1:
-                self._fail(jobs[0], restated(error))
             if self._closing:
                 self._schedule()
+
+    def _retried(self, instance: Instance, jobs: list[Job], result: list[Outputs] | Exception) -> None:
+        """See that the jobs of a batch that failed are tried apart."""
+        failed = isinstance(result, Exception)
+        if failed and len(jobs) > 1:
+            told = "a batch of %d requests failed, trying them apart: %s"
+            _log.info(told, len(jobs), type(result).__name__, extra=self.about)
+        self._retries.ended(instance, jobs, well=not failed)
+
+    def _answer(self, jobs: list[Job], result: list[Outputs] | Exception) -> None:
+        if isinstance(result, list):
+            self._settle(jobs, result)
+        elif len(jobs) == 1:
+            self._fail(jobs[0], restated(result))
 
     def _measure(self, jobs: list[Job], started: float) -> None:
         """Learn how long a batch takes, once its callers have encoded and sent their answers."""
         now = self._clock()
-        self._durations.add(jobs[0].shape, cast(Batch, jobs[0].batch).rows, now - started, now)
+        batch, shape = cast(Batch, jobs[0].batch), jobs[0].shape
+        self._durations.add(shape, batch.rows, now - started, now)
+        self._inlining.executed(shape, batch.rows, batch.execution)
 
     def _settle(self, jobs: list[Job], answers: list[Outputs]) -> None:
         try:

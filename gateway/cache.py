@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Hashable
 from itertools import count
 from math import inf
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from cachetools import Cache, LRUCache
 
-from gateway.batch import Batch, Outputs
+from gateway.batch import Outputs
 from gateway.batcher import Batcher
 from gateway.digest import Question, digest
 from gateway.errors import DeadlineExceeded, restated
@@ -111,6 +111,38 @@ class ResponseCache:
             await asyncio.sleep(0)
 
 
+class Asker(Protocol):
+    """Who asks the cache; answered once, unless it leaves."""
+
+    def set_response(self, response: bytes, /) -> None:
+        """The response, without the request's id."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """What there is instead."""
+        ...
+
+
+class Waiting:
+    """An asker whose response is being computed."""
+
+    __slots__ = ("_flight", "asker", "request")
+
+    def __init__(self, flight: _Flight, asker: Asker, request: InferenceRequest) -> None:
+        self._flight = flight
+        self.asker = asker
+        self.request = request
+
+    def leave(self) -> None:
+        """Wait no longer; what only this one waited for is dropped."""
+        self._flight.leave(self)
+
+    def expire(self) -> None:
+        """Answer that its time is up."""
+        self._flight.leave(self)
+        self.asker.set_exception(DeadlineExceeded("not executed in the time it had"))
+
+
 class _Flight:
     """One computation, and everyone who waits for its response: the `Receiver` of its job."""
 
@@ -124,7 +156,7 @@ class _Flight:
         self._landed = False
         self._timers: list[asyncio.TimerHandle] = []
         self.lookup_ns = lookup_ns
-        self.waiters: set[asyncio.Future[bytes]] = set()
+        self.waiters: dict[Waiting, None] = {}
 
     def done(self) -> bool:
         """Whether it has landed."""
@@ -137,43 +169,54 @@ class _Flight:
         except Exception as error:  # what the model gave cannot be sent
             self.set_exception(error)
             return
-        self.land()
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(response)
+        for waiting in self._land():
+            self._cache.answer(waiting, self.job.request, response)
 
     def set_exception(self, error: Exception) -> None:
         """Tell everyone who waits."""
-        self.land()
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_exception(restated(error))
+        for waiting in self._land():
+            waiting.asker.set_exception(restated(error))
 
-    def land(self) -> None:
-        """From now on an equal request is another computation's."""
+    def join(self, asker: Asker, request: InferenceRequest) -> Waiting:
+        """Let one more wait."""
+        waiting = Waiting(self, asker, request)
+        self.waiters[waiting] = None
+        return waiting
+
+    def leave(self, waiting: Waiting) -> None:
+        """Whoever leaves leaves the response to the others; without any, it is not computed."""
+        self.waiters.pop(waiting, None)
+        if not self.waiters and self._cache.discard(self.job):
+            self._land()
+
+    def watch(self, waiting: Waiting, left: TimeLeft) -> None:
+        """Answer a waiter when its own time is up: the job's may be longer, for the sake of another."""
+        loop = asyncio.get_running_loop()
+        if left.to_wait < inf:
+            self._timers.append(loop.call_later(left.to_wait, self._waited, waiting))
+        # A lone caller whose deadline has passed still waits for what executes: others who join change nothing of that.
+        if left.to_deadline < inf and (left.to_deadline > 0 or self.job.order is not None):
+            self._timers.append(loop.call_later(left.to_deadline, self._expired, waiting))
+
+    def _waited(self, waiting: Waiting) -> None:
+        if self.job.order is not None:  # what has begun is worth waiting for
+            self._expired(waiting)
+
+    def _expired(self, waiting: Waiting) -> None:
+        if waiting in self.waiters:
+            waiting.expire()
+
+    def _land(self) -> list[Waiting]:
+        """Those who still wait; from now on an equal request is another computation's."""
+        waiters = list(self.waiters)
+        self.waiters.clear()
         if not self._landed:
             self._landed = True
             del self._cache.flights[self._key]
             for timer in self._timers:
                 timer.cancel()
-
-    def watch(self, waiter: asyncio.Future[bytes], left: TimeLeft) -> None:
-        """Answer a waiter when its own time is up: the job's may be longer, for the sake of another."""
-        loop = waiter.get_loop()
-        if left.to_wait < inf:
-            self._timers.append(loop.call_later(left.to_wait, self._waited, waiter))
-        # A lone caller whose deadline has passed still waits for what executes: others who join change nothing of that.
-        if left.to_deadline < inf and (left.to_deadline > 0 or self.job.order is not None):
-            self._timers.append(loop.call_later(left.to_deadline, _expire, waiter))
-
-    def _waited(self, waiter: asyncio.Future[bytes]) -> None:
-        if self.job.order is not None:  # what has begun is worth waiting for
-            _expire(waiter)
-
-
-def _expire(waiter: asyncio.Future[bytes]) -> None:
-    if not waiter.done():
-        waiter.set_exception(DeadlineExceeded("not executed in the time it had"))
+            self._timers.clear()
+        return waiters
 
 
 class ModelCache:
@@ -199,49 +242,54 @@ class ModelCache:
         self._generation = next(_generations)
         self._suffixes = [b"%d" % self._generation, b"%d typed" % self._generation]
         self.flights: dict[bytes, _Flight] = {}
-        self._loop = asyncio.get_running_loop()
+        self.discard = batcher.discard
 
     def __repr__(self) -> str:
         return f"<ModelCache in_flight={len(self.flights)} {self._store!r}>"
 
-    async def infer(
-        self, key: bytes, request: InferenceRequest, decode: Callable[[], None]
-    ) -> tuple[bytes, Batch | None]:
-        """The response, and the batch if it was computed for this very request.
+    def ask(self, key: bytes, request: InferenceRequest, decode: Callable[[], None], asker: Asker) -> Waiting | None:
+        """Have the asker answered: at once if the response is kept, and then there is nothing to wait for.
 
         Args:
             key: of the message.
             request: still without tensors.
             decode: completes it; called if it has to be computed.
+            asker: whose request it is; not told of what is raised here.
 
         Raises:
-            GatewayError, InvalidInput: as `decode` and `Batcher.infer`. Failures are not kept.
+            GatewayError, InvalidInput: as `decode` and `Batcher.submit`. Failures are not kept.
         """
         stages = request.stages
         response = self._store.get(key)
         stages.cache = time.perf_counter_ns()
-        stages.outcome = "hit"
-        if response is None:
-            flight = self.flights.get(key)
-            if flight is None:
-                stages.outcome = "miss"
-                decode()
-                flight = _Flight(self, key, stages.cache - stages.received)
-                flight.job = self._batcher.submit(request, flight)
-                self.flights[key] = flight
-                return await self._wait(flight, self._loop.create_future()), flight.job.batch
-            stages.outcome = "joined"
-            response = await self._join(flight, request)
-            stages.execution = flight.job.request.stages.execution
-        self._stats.hit(stages)
-        return response, None
-
-    async def _join(self, flight: _Flight, request: InferenceRequest) -> bytes:
+        if response is not None:
+            stages.outcome = "hit"
+            self._stats.hit(stages)
+            asker.set_response(response)
+            return None
+        flight = self.flights.get(key)
+        if flight is None:
+            stages.outcome = "miss"
+            decode()
+            flight = _Flight(self, key, stages.cache - stages.received)
+            flight.job = self._batcher.submit(request, flight)
+            self.flights[key] = flight
+            return flight.join(asker, request)
+        stages.outcome = "joined"
         if len(flight.waiters) == 1:  # until now the job's limits were this one's own
             flight.watch(next(iter(flight.waiters)), self._batcher.time_left(flight.job))
-        waiter: asyncio.Future[bytes] = self._loop.create_future()
-        flight.watch(waiter, self._batcher.extend(flight.job, request, len(flight.waiters)))
-        return await self._wait(flight, waiter)
+        left = self._batcher.extend(flight.job, request, len(flight.waiters))
+        waiting = flight.join(asker, request)
+        flight.watch(waiting, left)
+        return waiting
+
+    def answer(self, waiting: Waiting, computed: InferenceRequest, response: bytes) -> None:
+        """Hand over a response that was computed for this request or for another one."""
+        stages = waiting.request.stages
+        if waiting.request is not computed:
+            stages.execution = computed.stages.execution
+            self._stats.hit(stages)
+        waiting.asker.set_response(response)
 
     def keep(self, key: bytes, flight: _Flight, outputs: Outputs) -> bytes:
         """The response, which is kept from now on."""
@@ -261,13 +309,3 @@ class ModelCache:
         Of the request's parameters only the form of the response counts: no backend gets to see any.
         """
         return digest(asked) + self._suffixes[typed]
-
-    async def _wait(self, flight: _Flight, waiter: asyncio.Future[bytes]) -> bytes:
-        """The flight's response for one of those who wait for it; whoever leaves leaves it to the others."""
-        flight.waiters.add(waiter)
-        try:
-            return await waiter
-        finally:
-            flight.waiters.discard(waiter)
-            if not flight.waiters and self._batcher.discard(flight.job):
-                flight.land()

@@ -8,19 +8,36 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from backends import base
 from gateway.batch import Batch, Outputs
 
 T = TypeVar("T")
 
+Ended: TypeAlias = Callable[[list[Outputs] | Exception], None]
+"""Told how a batch ended: each request's outputs, or the backend's exception."""
+
 
 class Instance(Protocol):
-    """Runs one batch at a time, on a thread here or anywhere else."""
+    """Runs one batch at a time, on a thread here or anywhere else.
 
-    def run(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
-        """Start the batch, which stamps itself; the future holds each request's outputs or the backend's exception."""
+    Attributes:
+        inline: whether `run_here` may be used.
+    """
+
+    inline: bool
+
+    def run(self, batch: Batch, ended: Ended) -> None:
+        """Start the batch; `ended` is called on the event loop, never before this returns."""
+        ...
+
+    def run_here(self, batch: Batch) -> list[Outputs]:
+        """Execute the batch at once, on the event loop's own thread: worth it where handing it over takes longer.
+
+        Raises:
+            Exception: the backend's.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -35,7 +52,8 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        self._tasks: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.name = name
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -45,8 +63,12 @@ class Worker:
     def submit(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Call `function` on the thread; cancelling the future drops a call that has not begun."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._tasks.put((future, function))
+        self.call(lambda: None if future.cancelled() else function(), partial(_settle, future))
         return future
+
+    def call(self, function: Callable[[], T], ended: Callable[[T | Exception], None]) -> None:
+        """Call `function` on the thread, then `ended` with what it gave or raised on the running loop."""
+        self._tasks.put(partial(_call, asyncio.get_running_loop(), function, ended))
 
     def stop(self) -> None:
         """End the thread after the calls it has already been given."""
@@ -54,34 +76,31 @@ class Worker:
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            future, function = task
-            if not future.cancelled():
-                _call(future, function)
-            del task, future, function  # or an idle thread would keep the last batch alive
+            task()
+            del task  # or an idle thread would keep the last batch alive
 
 
-def _call(future: asyncio.Future[T], function: Callable[[], T]) -> None:
-    result: T | None = None
-    failure: Exception | None = None
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], T], ended: Callable[[T | Exception], None]) -> None:
+    result: T | Exception
     try:
         result = function()
     except BaseException as error:  # whatever a runtime raises belongs to the caller, not to this thread
-        failure = _presentable(error)
+        result = presentable(error)
     with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        future.get_loop().call_soon_threadsafe(_settle, future, result, failure)
-    failure = None  # its traceback has this frame: a cycle that would keep the batch until the next collection
+        loop.call_soon_threadsafe(ended, result)
+    del result  # its traceback has this frame: a cycle that would keep the batch until the next collection
 
 
-def _settle(future: asyncio.Future[Any], result: object, failure: Exception | None) -> None:
+def _settle(future: asyncio.Future[Any], result: object) -> None:
     if future.done():
         return
-    if failure is None:
-        future.set_result(result)
+    if isinstance(result, Exception):
+        future.set_exception(result)
     else:
-        future.set_exception(failure)
+        future.set_result(result)
 
 
-def _presentable(error: BaseException) -> Exception:
+def presentable(error: BaseException) -> Exception:
     """The error, or one by its name: a future refuses StopIteration, and some exceptions are broken themselves."""
     with suppress(Exception):
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
@@ -95,24 +114,35 @@ class ThreadInstance:
 
     Attributes:
         worker: the thread.
+        inline: whether the backend allows other threads, and waits for nothing.
     """
 
-    def __init__(self, worker: Worker, instance: base.Instance) -> None:
+    def __init__(self, worker: Worker, instance: base.Instance, *, inline: bool = False) -> None:
         self.worker = worker
+        self.inline = inline
         self._instance = instance
 
     @classmethod
     async def start(cls, worker: Worker, model: base.Model) -> ThreadInstance:
         """Make the instance on the worker's thread, where it will also run and be closed."""
         try:
-            return cls(worker, await worker.submit(model.instance))
+            inline = bool(getattr(model, "inline", False))  # optional in the contract
+            return cls(worker, await worker.submit(model.instance), inline=inline)
         except BaseException:
             worker.stop()
             raise
 
-    def run(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
+    def run(self, batch: Batch, ended: Ended) -> None:
         """Execute on the thread."""
-        return self.worker.submit(partial(batch.run, self._instance.execute))
+        self.worker.call(partial(self.run_here, batch), ended)
+
+    def submit(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
+        """Execute on the thread, for those who wait for it."""
+        return self.worker.submit(partial(self.run_here, batch))
+
+    def run_here(self, batch: Batch) -> list[Outputs]:
+        """As `Instance.run_here`."""
+        return batch.run(self._instance.execute, self.worker.name)
 
     async def aclose(self) -> None:
         """Close the backend's instance and end the thread."""

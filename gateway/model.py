@@ -1,35 +1,33 @@
-"""One loaded version of a model, and the one pipeline its requests take: cache -> batcher -> backend."""
+"""One loaded version of a model, and what its requests share: cache, batcher, statistics."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf
+from typing import TypeAlias
 
 from backends import base
 from backends.base import LoadError
 from backends.registry import Registry
 from gateway import layout, model_config, parameters, warmup
-from gateway.batch import Batch, BatchLayout
+from gateway.batch import BatchLayout
 from gateway.batcher import Batcher
 from gateway.batching_policy import BatchingPolicy
 from gateway.cache import ModelCache, ResponseCache
-from gateway.decode import decode_head, decode_tensors, is_unordered
-from gateway.digest import Question, question
+from gateway.decode import is_unordered
 from gateway.encode import Encoder
-from gateway.errors import InvalidRequest, NotOffered, restated
+from gateway.errors import InvalidRequest
 from gateway.heads import KnownHeads
+from gateway.inference import Inference, Told
 from gateway.instances import ThreadInstance, Worker
 from gateway.logs import about
 from gateway.message import Message
 from gateway.padding import Padding
-from gateway.request import InferenceRequest, Stages
+from gateway.request import Stages
 from gateway.stats import ModelStatistics
 from gateway.tensor_rules import TensorRule, rules
-from tensorgate_client import framing
 from tensorgate_client.wire import model_config_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -60,27 +58,33 @@ class ServedModel:
         self.max_batch_size: int = config.max_batch_size
         self.layout = BatchLayout(self.inputs, self.outputs, Padding.of(config))
         self.stats = ModelStatistics()
-        self._batcher = Batcher(runtime.instances, BatchingPolicy.of(config), self.layout, self.stats.executed)
-        self._batcher.about = about(model=self.name, version=str(version))
-        self._encoder = Encoder(self.name, version)
-        self._heads = KnownHeads()
-        self._cache = cache and ModelCache(
-            cache, self._batcher, self._encoder.encode, self.stats, parameters.cache_ttl_s(config)
+        self.batcher = Batcher(runtime.instances, BatchingPolicy.of(config), self.layout, self.stats.executed)
+        self.batcher.about = about(model=self.name, version=str(version))
+        self.encoder = Encoder(self.name, version)
+        self.heads = KnownHeads()
+        self.cache = cache and ModelCache(
+            cache, self.batcher, self.encoder.encode, self.stats, parameters.cache_ttl_s(config)
         )
 
     def __repr__(self) -> str:
-        return f"<ServedModel {self.name}/{self.version} {self._batcher!r} {self._cache!r}>"
+        return f"<ServedModel {self.name}/{self.version} {self.batcher!r} {self.cache!r}>"
 
-    async def infer(self, message: Message, stages: Stages, deadline: float = inf, *, windowed: bool = False) -> bytes:
-        """A serialized ModelInferResponse. A caller who is cancelled disturbs nobody else.
+    def infer(
+        self, message: Message, stages: Stages, told: Told, deadline: float = inf, *, windowed: bool = False
+    ) -> Inference:
+        """Answer a request.
 
         Args:
             message: the request.
             stages: began when the message arrived.
+            told: gets a serialized ModelInferResponse or one of these errors, at once if it is known.
             deadline: when the caller stops waiting (`time.perf_counter`).
             windowed: whether its sender keeps to a window, so that no limit of the queue need apply.
 
-        Raises:
+        Returns:
+            What to cancel if the caller goes away; that disturbs nobody else.
+
+        Errors:
             InvalidRequest: the message is no ModelInferRequest, or the request does not fit the model.
             NotOffered: it wants an extension this server lacks.
             ModelNotReady: the version is being closed.
@@ -89,83 +93,44 @@ class ServedModel:
             InvalidInput: the backend finds the caller's data at fault.
             ExecutionFailed: the backend fails on this request.
         """
-        try:
-            head = self._heads.of(message)
-            if head:
-                request = head.decode_head(message, stages, deadline)
-                decode = partial(head.decode_tensors, message, request)
-            else:
-                request = decode_head(self, message, stages, deadline)
-                decode = partial(self._decode_and_learn, message, request)
-            request.windowed = windowed
-            if self._cache:
-                asked = head.question(message) if head else question(message.parsed)
-                response = await self._kept_or_computed(self._cache, asked, request, decode)
-            else:
-                decode()
-                response = await self._computed(request)
-        except BaseException as error:
-            self.stats.failed(stages, error)
-            if isinstance(error, Exception) and not isinstance(error, (InvalidRequest, NotOffered)):
-                told = restated(error, f"model '{self.name}'")
-                raise told from told.__cause__
-            raise
-        stages.encode = time.perf_counter_ns()
-        self.stats.succeeded(stages)
-        return response
+        inference = Inference(self, stages, told)
+        inference.begin(message, deadline, windowed=windowed)
+        return inference
 
     @property
     def waiting(self) -> int:
         """Requests that wait to be executed."""
-        return self._batcher.waiting
+        return self.batcher.waiting
 
     def is_unordered(self, message: Message) -> bool:
         """Whether a stream may answer a message before those that came earlier."""
-        if head := self._heads.of(message):
+        if head := self.heads.of(message):
             return head.request.unordered
         return is_unordered(message)
 
     def rows(self, message: Message) -> int | None:
         """How many rows a message says that it has, for the log."""
-        if head := self._heads.of(message):
+        if head := self.heads.of(message):
             return head.request.rows
         try:
             return message.parsed.proto.inputs[0].shape[0] if self.max_batch_size else 1
         except (InvalidRequest, IndexError):
             return None
 
-    def _decode_and_learn(self, message: Message, request: InferenceRequest) -> None:
-        decode_tensors(self, message, request)
-        self._heads.learn(message, request)
-
-    async def _computed(self, request: InferenceRequest) -> bytes:
-        outputs, batch = await self._batcher.infer(request)
-        response = self._encoder.encode(request, outputs, request.id)
-        self._note(request, batch)
-        return response
-
-    async def _kept_or_computed(
-        self, cache: ModelCache, asked: Question, request: InferenceRequest, decode: Callable[[], None]
-    ) -> bytes:
-        response, batch = await cache.infer(cache.key(asked, typed=request.typed), request, decode)
-        if batch:
-            self._note(request, batch)
-        return framing.append_id(response, request.id)
-
-    def _note(self, request: InferenceRequest, batch: Batch) -> None:
-        request.stages.queue, request.stages.execute = batch.execution.started_ns, batch.execution.finished_ns
-        self.stats.computed(request.stages, batch)
-
     def flush(self) -> None:
         """Hold nothing back for larger batches: no further request will come."""
-        self._batcher.flush()
+        self.batcher.flush()
 
     async def aclose(self) -> None:
         """Refuse new requests, let those under way finish, free the model."""
-        await self._batcher.aclose()
-        if self._cache:
-            await self._cache.aclose()
+        await self.batcher.aclose()
+        if self.cache:
+            await self.cache.aclose()
         await self.runtime.aclose()
+
+
+FindModel: TypeAlias = Callable[[str, str], ServedModel]
+"""A model by its name and version."""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from gateway.http2_call import Call
 from gateway.services import Services
 from gateway.status import Status
 from gateway.tracing import Metadata
-from gateway.transport import CannotListen, Method, OpenStream, carry
+from gateway.transport import CannotListen, Method, OpenStream, Pending, carry
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class NativeTransport:
         self._paths = list(methods)
         self._methods = list(methods.values())
         self._limit = max_message_bytes
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._calls: dict[int, Pending] = {}
         self._loop = asyncio.get_running_loop()
         self._open_streams = 0
         self._folder: Path | None = None
@@ -107,8 +108,10 @@ class NativeTransport:
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
-        for task in self._tasks.values():
-            task.cancel()
+        for call, pending in self._calls.items():
+            pending.cancel()
+            self._fail(call, _STOPPED)
+        self._calls.clear()
         await self._endpoint.stop(grace_s)
         await asyncio.to_thread(self._front.close)
         if self._folder:
@@ -145,31 +148,34 @@ class NativeTransport:
         for kind, call, method, message, _, details in events:
             if kind == EVENT_CALL:
                 metadata, _, left = details
-                deadline = inf if left is None else now + left
-                self._tasks[call] = self._loop.create_task(self._answer(call, method, message, deadline, metadata))
-            elif task := self._tasks.pop(call, None):  # the caller is gone, or its deadline has passed
-                task.cancel()
+                self._begin(call, method, message, inf if left is None else now + left, metadata)
+            elif pending := self._calls.pop(call, None):  # the caller is gone, or its deadline has passed
+                pending.cancel()
 
-    async def _answer(self, call: int, method: int, message: bytes, deadline: float, metadata: Metadata) -> None:
-        answer: bytes | Status = _BROKEN
+    def _begin(self, call: int, method: int, message: bytes, deadline: float, metadata: Metadata) -> None:
+        if len(message) > self._limit:
+            self._fail(call, self._too_large("request", message))
+            return
         try:
-            if len(message) > self._limit:
-                answer = self._too_large("request", message)
-            else:
-                answer = await self._methods[method](message, deadline, metadata)
-            if not isinstance(answer, Status) and len(answer) > self._limit:
-                answer = self._too_large("response", answer)
-        except asyncio.CancelledError:
-            answer = _STOPPED
-            raise
-        except Exception:
+            pending = self._methods[method](message, deadline, metadata, partial(self._answer, call))
+        except Exception:  # whatever happened, nobody is left waiting
             _log.exception("%s failed", self._paths[method])
-        finally:  # whatever happened, nobody is left waiting; a caller who is gone is passed over
-            self._tasks.pop(call, None)
-            if isinstance(answer, Status):
-                self._front.fail(call, answer.code.value[0], answer.details)
-            else:
-                self._front.respond(call, answer)
+            self._fail(call, _BROKEN)
+            return
+        if pending:
+            self._calls[call] = pending
+
+    def _answer(self, call: int, answer: bytes | Status) -> None:
+        self._calls.pop(call, None)
+        if isinstance(answer, Status):
+            self._fail(call, answer)
+        elif len(answer) > self._limit:
+            self._fail(call, self._too_large("response", answer))
+        else:
+            self._front.respond(call, answer)
+
+    def _fail(self, call: int, status: Status) -> None:
+        self._front.fail(call, status.code.value[0], status.details)
 
     def _too_large(self, what: str, message: bytes) -> Status:
         told = f"{what} larger than max ({len(message)} vs. {self._limit}): --max-message-mb sets the limit"

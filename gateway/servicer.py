@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from google.protobuf import message as protobuf
 
-from gateway import streaming
+from gateway import streaming, unary
 from gateway.catalogue import State
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered, let_go
-from gateway.logs import about, kind_of
-from gateway.message import UNREADABLE, read
+from gateway.logs import kind_of
+from gateway.model import ServedModel
 from gateway.observing import Observer
 from gateway.repository import Repository
 from gateway.request import Stages
@@ -21,10 +21,9 @@ from gateway.state import ServerState
 from gateway.status import CANCELLED, Status, status_of
 from gateway.streaming import Caller, Stream, StreamLimits
 from gateway.tracing import CallTrace, Metadata, parent_of
-from gateway.transport import Method, OpenStream
+from gateway.transport import Answer, Method, OpenStream, Pending
+from gateway.unary import UnaryCall
 from tensorgate_client.wire import inference_pb2 as pb
-
-_log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 NAME = "tensorgate"
@@ -39,8 +38,7 @@ EXTENSIONS = (
 )
 """The protocol's extensions that work here; ServerMetadata names them, and clients go by that."""
 
-_INFER = "ModelInfer"
-_INFER_NAME = f"{SERVICE.full_name}/{_INFER}"
+_INFER_NAME = f"{SERVICE.full_name}/{unary.RPC}"
 
 Handler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 """A serialized request to the serialized response; raises errors."""
@@ -89,7 +87,7 @@ class Servicer:
             handler = _parsing(rpc, answered[name]) if name in answered else _refusing(name)
             if not rpc.client_streaming:
                 table[f"/{SERVICE.full_name}/{name}"] = self._answering(rpc, handler)
-        table[f"/{SERVICE.full_name}/{_INFER}"] = self._model_infer
+        table[f"/{SERVICE.full_name}/{unary.RPC}"] = self._model_infer
         return table
 
     def streams(self) -> dict[str, OpenStream]:
@@ -103,7 +101,7 @@ class Servicer:
         """The handler, counted and observed, with its errors turned into statuses."""
         state, observer, name = self._state, self._observer, f"{SERVICE.full_name}/{rpc.name}"
 
-        async def answer(message: bytes, deadline: float, metadata: Metadata) -> bytes | Status:
+        async def run(message: bytes, deadline: float, metadata: Metadata, answered: Answer) -> None:
             call = None
             if observer.on:
                 call = CallTrace(name, Stages(), parent_of(metadata), deadline)
@@ -120,9 +118,9 @@ class Servicer:
                 state.leave()
                 if call:
                     observer.end(call, answer)
-            return answer
+            answered(answer)
 
-        return answer
+        return lambda *call: asyncio.get_running_loop().create_task(run(*call))
 
     async def _server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -163,32 +161,15 @@ class Servicer:
                 stats.memory_usage.add(type=kind, id=number, byte_size=held)
         return response
 
-    async def _model_infer(self, data: bytes, deadline: float, metadata: Metadata) -> bytes | Status:
-        stages, message, model = Stages(), UNREADABLE, None
-        call = CallTrace(_INFER_NAME, stages, parent_of(metadata), deadline) if self._observer.on else None
-        self._state.enter()
-        answer: bytes | Status = CANCELLED
-        try:
-            self._check_draining()
-            message = read(data)
-            if call:
-                call.name(message.name, message.version, message.id)
-                self._observer.begin(call)
-            model = self._catalogue.find(message.name, message.version)
-            if call:
-                call.version, call.backend = model.described
-            answer = await model.infer(message, stages, deadline)
-            if _log.isEnabledFor(logging.DEBUG):
-                _log.debug("%s", stages, extra=about(**message.about(model.version), rpc=_INFER))
-        except Exception as error:  # as above
-            fields = call.about() if call else message.about(model.version if model else None)
-            answer = status_of(error, _INFER, **fields)
-            let_go(error)
-        finally:
-            self._state.leave()
-            if call:
-                self._observer.end(call, answer, model.rows(message) if model and self._observer.access else None)
-        return answer
+    def _model_infer(self, data: bytes, deadline: float, metadata: Metadata, answer: Answer) -> Pending | None:
+        call = UnaryCall(self._state, self._observer, answer)
+        if self._observer.on:
+            call.trace = CallTrace(_INFER_NAME, call.stages, parent_of(metadata), deadline)
+        return call.begin(data, deadline, self._find)
+
+    def _find(self, name: str, version: str) -> ServedModel:
+        self._check_draining()
+        return self._catalogue.find(name, version)
 
     def _check_draining(self) -> None:
         if self._state.draining:

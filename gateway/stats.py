@@ -165,14 +165,16 @@ class ModelStatistics:
         self.by_rows[batch.rows].add(batch.execution)
         self.last_inference_ms = time.time_ns() // 1_000_000
 
-    def computed(self, stages: Stages, batch: Batch) -> None:
+    def computed(self, stages: Stages) -> None:
         """Note a request that was answered by executing it."""
+        execution = stages.execution
+        assert execution is not None  # noqa: S101
+        stages.queue, stages.execute = execution.started_ns, execution.finished_ns
         looked_up = stages.received
         if stages.cache:
             looked_up = stages.cache
             self.cache.add(looked_up - stages.received)
         self.decode.add(stages.decode - looked_up)
-        execution = batch.execution
         self.queue.add(execution.started_ns - stages.decode)
         self.execute.add(execution.finished_ns - execution.started_ns)
         self.compute.add(execution)

@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, Self
 
 from gateway.decode import is_unordered
 from gateway.encode import encode_stream_error
 from gateway.errors import ModelNotReady, ResponseTooLarge, let_go
+from gateway.inference import Inference
 from gateway.logs import about
-from gateway.message import UNREADABLE, Message, read
-from gateway.model import ServedModel
+from gateway.message import UNREADABLE, read
+from gateway.model import FindModel, ServedModel
 from gateway.observing import Observer
 from gateway.request import Stages
 from gateway.state import ServerState
@@ -28,8 +27,6 @@ from gateway.status import CANCELLED, Status, status_of
 from gateway.tracing import CallTrace, Metadata, parent_of
 from tensorgate_client import framing
 from tensorgate_client.wire import inference_pb2 as pb
-
-FindModel = Callable[[str, str], ServedModel]
 
 _log = logging.getLogger(__name__)
 
@@ -66,14 +63,34 @@ class Caller(NamedTuple):
 
 
 class _Pending:
-    """A request whose response has not been sent."""
+    """A request whose response has not been sent.
 
-    __slots__ = ("answer", "size", "unordered")
+    Attributes:
+        stream: that it came in.
+        size: bytes that are held for it.
+        stages, message, model: of the request, as far as they are known.
+        trace: what is kept of it, if anybody wants to know.
+        inference: what computes its answer.
+        unordered: whether its response may overtake others.
+        answer: once there is one.
+    """
 
-    def __init__(self, size: int) -> None:
+    __slots__ = ("answer", "inference", "message", "model", "size", "stages", "stream", "trace", "unordered")
+
+    def __init__(self, stream: Stream, size: int) -> None:
+        self.stream = stream
         self.size = size
+        self.stages = Stages()
+        self.message = UNREADABLE
+        self.model: ServedModel | None = None
+        self.trace: CallTrace | None = None
+        self.inference: Inference | None = None
         self.unordered = False
         self.answer: bytes | Status | None = None
+
+    def told(self, result: bytes | Exception) -> None:
+        """Its model's answer."""
+        self.stream.settle(self, result)
 
 
 class Stream:
@@ -102,8 +119,7 @@ class Stream:
         self._call = CallTrace(_NAME, Stages(), self._parent, caller.deadline) if observer.on else None
         self._position = 0
         self._final: bytes | Status = CANCELLED
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[bytes | Status]] = set()
+        self._live: set[_Pending] = set()
         self._in_order: deque[_Pending] = deque()
         self._ready: deque[bytes | Status] = deque()
         self._pending = 0
@@ -127,15 +143,14 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self._state.on_drain.discard(self._drain)
-        for task in self._tasks:
-            task.cancel()
+        for pending in self._live:
+            if pending.inference:
+                pending.inference.cancel()
+            self._tell(pending, CANCELLED)
+        self._live.clear()
         self._state.leave(self._pending)
         if self._call and self._observer.traces.tracer.on:  # the access log is about its requests
-            over = asyncio.gather(*self._tasks, return_exceptions=True)
-            over.add_done_callback(partial(self._over, self._call))  # the last of them are still to be told of
-
-    def _over(self, call: CallTrace, _: object) -> None:
-        self._observer.traces.tracer.end(call, self._final if isinstance(self._final, Status) else None)
+            self._observer.traces.tracer.end(self._call, self._final if isinstance(self._final, Status) else None)
 
     @property
     def full(self) -> bool:
@@ -152,32 +167,27 @@ class Stream:
         """Begin a serialized ModelInferRequest; whatever is wrong with it becomes its answer."""
         if self.ended:  # the stream's status tells that it was not taken up
             return
-        pending = _Pending(max(len(data), self._latest))
+        pending = _Pending(self, max(len(data), self._latest))
         self._pending += 1
         self._bytes += pending.size
         self._state.enter()
-        stages, message = Stages(), UNREADABLE
-        call = None
         try:
-            message = read(data)
-            call = self._observed(stages, message)
-            model = self._find(message.name, message.version)
-            if call:
-                call.version, call.backend = model.described
+            message = pending.message = read(data)
+            self._observe(pending)
+            model = pending.model = self._find(message.name, message.version)
+            if pending.trace:
+                pending.trace.version, pending.trace.backend = model.described
             pending.unordered = model.is_unordered(message)
         except Exception as error:  # as for a unary call: nothing but a status reaches the caller
-            pending.unordered = is_unordered(message)
+            if not pending.trace:
+                self._observe(pending)
+            pending.unordered = is_unordered(pending.message)
             self._enqueue(pending)
-            status = self._fail(pending, _head(message, message.version), error)
-            if call := call or self._observed(stages, message):
-                self._observer.end(call, status)
+            self.settle(pending, error)
             return
         self._enqueue(pending)
-        task = self._loop.create_task(self._answer(pending, model, message, stages))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        if call:  # so that cancelled ones, too, are told of
-            task.add_done_callback(partial(self._ended, model, message, call))
+        self._live.add(pending)
+        pending.inference = model.infer(message, pending.stages, pending.told, self._deadline, windowed=True)
 
     def end(self, status: Status | None = None) -> None:
         """No more comes; `next` gives `status` after the last response."""
@@ -210,16 +220,22 @@ class Stream:
         self._state.leave()
         self._has_room.set()
 
-    def _observed(self, stages: Stages, message: Message) -> CallTrace | None:
-        """What is kept of a request, if anybody wants to know."""
+    def _observe(self, pending: _Pending) -> None:
+        """Keep something of a request, if anybody wants to know."""
         if not self._observer.on:
-            return None
+            return
         within = self._call.stages.span if self._call else None
-        call = CallTrace(_NAME, stages, self._parent, self._deadline, within, self._position)
-        call.name(message.name, message.version, message.id)
+        call = CallTrace(_NAME, pending.stages, self._parent, self._deadline, within, self._position)
+        call.name(pending.message.name, pending.message.version, pending.message.id)
         self._position += 1
         self._observer.begin(call)
-        return call
+        pending.trace = call
+
+    def _tell(self, pending: _Pending, result: bytes | Status) -> None:
+        """Let those know who want to that a request is over."""
+        if pending.trace:
+            model = pending.model if self._observer.access else None
+            self._observer.end(pending.trace, result, model.rows(pending.message) if model else None)
 
     def _drain(self) -> None:
         self.end(status_of(ModelNotReady("the server is shutting down: try another one"), RPC))
@@ -228,38 +244,37 @@ class Stream:
         if not pending.unordered:
             self._in_order.append(pending)
 
-    async def _answer(self, pending: _Pending, model: ServedModel, message: Message, stages: Stages) -> bytes | Status:
-        try:
-            response = framing.stream_response(await model.infer(message, stages, self._deadline, windowed=True))
-            self._check_size(response)
-        except Exception as error:  # as for a unary call
-            return self._fail(pending, _head(message, str(model.version)), error, stages)
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s", stages, extra=about(**message.about(model.version), rpc=RPC))
-        self._settle(pending, response)
-        return response
+    def settle(self, pending: _Pending, result: bytes | Exception) -> None:
+        """A request has its answer; it, and those that waited for it, may be sent if none is missing before them."""
+        told: bytes | Status
+        answer: bytes | Status
+        if isinstance(result, bytes):
+            told = answer = framing.stream_response(result)
+            if len(answer) > self._limits.max_message_bytes:
+                result = ResponseTooLarge(len(answer), self._limits.max_message_bytes)
+        if isinstance(result, Exception):
+            told, answer = self._failed(pending, result)
+        elif _log.isEnabledFor(logging.DEBUG):
+            version = pending.model.version if pending.model else None
+            _log.debug("%s", pending.stages, extra=about(**pending.message.about(version), rpc=RPC))
+        self._live.discard(pending)
+        pending.inference = None
+        self._make_ready(pending, answer)
+        self._tell(pending, told)
 
-    def _fail(
-        self, pending: _Pending, head: pb.ModelInferResponse, error: Exception, stages: Stages | None = None
-    ) -> Status:
-        span = stages.span if stages else None
-        fields = {"model": head.model_name, "version": head.model_version, "request_id": head.id}
+    def _failed(self, pending: _Pending, error: Exception) -> tuple[Status, bytes | Status]:
+        """The status that a unary call would have had, and what is sent in this stream."""
+        message, span = pending.message, pending.stages.span
+        version = str(pending.model.version) if pending.model else message.version
+        fields = {"model": message.name, "version": version, "request_id": message.id}
         status = status_of(error, RPC, **fields, trace_id=span.hex_trace_id if span else "")
         let_go(error)
-        told = status if self._error_as_status else encode_stream_error(head, status.code.name, status.details)
-        self._settle(pending, told)
-        return status
+        if self._error_as_status:
+            return status, status
+        head = pb.ModelInferResponse(id=message.id, model_name=message.name, model_version=version)
+        return status, encode_stream_error(head, status.code.name, status.details)
 
-    def _ended(self, model: ServedModel, message: Message, call: CallTrace, task: asyncio.Task[bytes | Status]) -> None:
-        rows = model.rows(message) if self._observer.access else None
-        self._observer.end(call, CANCELLED if task.cancelled() else task.result(), rows)
-
-    def _check_size(self, response: bytes) -> None:
-        if len(response) > self._limits.max_message_bytes:
-            raise ResponseTooLarge(len(response), self._limits.max_message_bytes)
-
-    def _settle(self, pending: _Pending, answer: bytes | Status) -> None:
-        """An answer is there; it, and those that waited for it, may be sent if none is missing before them."""
+    def _make_ready(self, pending: _Pending, answer: bytes | Status) -> None:
         if isinstance(answer, bytes):
             self._bytes += len(answer) - pending.size
             self._latest = len(answer)
@@ -271,8 +286,3 @@ class Stream:
             self._in_order.popleft()
         self._changed.set()
         self._has_room.set()
-
-
-def _head(message: Message, version: str) -> pb.ModelInferResponse:
-    """Which request it is that failed, as far as it could be read."""
-    return pb.ModelInferResponse(id=message.id, model_name=message.name, model_version=version)

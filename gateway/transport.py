@@ -14,9 +14,21 @@ from gateway.status import Status
 from gateway.streaming import Stream
 from gateway.tracing import Metadata
 
-Method: TypeAlias = Callable[[bytes, float, Metadata], Awaitable[bytes | Status]]
-"""A unary RPC: serialized request, the caller's deadline (`time.perf_counter`) and metadata to serialized response or
-status."""
+Answer: TypeAlias = Callable[[bytes | Status], None]
+"""Takes a call's serialized response or status, once."""
+
+
+class Pending(Protocol):
+    """A call that has not been answered."""
+
+    def cancel(self) -> object:
+        """Its caller is gone: no answer any more."""
+        ...
+
+
+Method: TypeAlias = Callable[[bytes, float, Metadata, Answer], Pending | None]
+"""A unary RPC: begins a call with its serialized request, its caller's deadline (`time.perf_counter`), its metadata and
+what takes the answer; None if that has been called already."""
 
 OpenStream: TypeAlias = Callable[[float, Metadata], Stream]
 """A bidirectional RPC: the caller's deadline (`time.perf_counter`) and metadata to what becomes of its messages."""
@@ -139,7 +151,14 @@ class GrpcioTransport:
 
 def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def handle(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        answer = await method(message, _deadline(context), context.invocation_metadata() or ())
+        answered: asyncio.Future[bytes | Status] = asyncio.get_running_loop().create_future()
+        pending = method(message, _deadline(context), context.invocation_metadata() or (), answered.set_result)
+        try:
+            answer = await answered
+        except asyncio.CancelledError:
+            if pending:
+                pending.cancel()
+            raise
         if isinstance(answer, Status):
             _end_with(context, answer)
             return b""

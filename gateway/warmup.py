@@ -9,7 +9,7 @@ import numpy as np
 
 from backends.base import Array, BackendError, LoadError
 from gateway.batch import Batch
-from gateway.instances import Instance
+from gateway.instances import ThreadInstance
 from gateway.model_config import wire_datatype
 from gateway.request import InferenceRequest
 from tensorgate_client.tensors import DTYPES, TensorError, from_raw, shown
@@ -22,7 +22,7 @@ FOLDER = "warmup"
 """Beside the version folders: where `input_data_file` looks."""
 
 
-async def run(model: ServedModel, instance: Instance, path: Path) -> None:
+async def run(model: ServedModel, instance: ThreadInstance, path: Path) -> None:
     """Run every warm-up request of the model's configuration on one instance.
 
     Args:
@@ -38,7 +38,7 @@ async def run(model: ServedModel, instance: Instance, path: Path) -> None:
             rows = max(warmup.batch_size, 1)
             request = InferenceRequest("", _inputs(warmup, model, path), rows, tuple(model.outputs))
             for _ in range(max(warmup.count, 1)):
-                await instance.run(Batch([request], model.layout))
+                await instance.submit(Batch([request], model.layout))
         except Exception as error:
             reason = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
             raise LoadError(f"model_warmup '{warmup.name}': {reason}") from error

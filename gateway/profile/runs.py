@@ -16,7 +16,7 @@ from backends import base
 from backends.base import InvalidInput, Operation
 from gateway.batch import Batch
 from gateway.commands.failure import FAILED, CommandFailed
-from gateway.instances import Instance, ThreadInstance
+from gateway.instances import ThreadInstance
 from gateway.model import ServedModel
 from gateway.request import InferenceRequest
 
@@ -91,7 +91,7 @@ class _Runs:
         self._layout = served.layout
         self._requests = requests
 
-    async def warm_up(self, instance: Instance) -> None:
+    async def warm_up(self, instance: ThreadInstance) -> None:
         """Let the instance set itself up, and not longer than it takes."""
         enough = time.perf_counter() + _WARM_S
         for number in range(_WARM_RUNS):
@@ -99,7 +99,7 @@ class _Runs:
             if number + 1 >= _WARM_AT_LEAST and time.perf_counter() > enough:
                 return
 
-    async def timed(self, instance: Instance, runs: int, how: str) -> NDArray[np.float64]:
+    async def timed(self, instance: ThreadInstance, runs: int, how: str) -> NDArray[np.float64]:
         """Microseconds that each of some executions took, without what the gateway does around them."""
         times = np.empty(runs)
         for number in range(runs):
@@ -108,7 +108,7 @@ class _Runs:
                 print(f"\r{number + 1} of {runs} runs {how}", end="\r\033[K", file=sys.stderr, flush=True)
         return times
 
-    async def _run(self, instance: Instance, number: int) -> float:
+    async def _run(self, instance: ThreadInstance, number: int) -> float:
         batch = Batch([self._requests[number % len(self._requests)]], self._layout)
-        await instance.run(batch)
+        await instance.submit(batch)
         return (batch.execution.executed_ns - batch.execution.assembled_ns) / 1000

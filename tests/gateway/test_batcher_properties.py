@@ -71,12 +71,13 @@ def policies(draw: st.DrawFn) -> str:
 
 @dataclass(frozen=True)
 class Setup:
-    """A model: its config.pbtxt, instances, how long batches take, and when an instance breaks."""
+    """A model: its config.pbtxt, instances, how long batches take, when it breaks, if it may run inline."""
 
     config: str
     instances: int
     durations: list[float]
     faults: list[str]
+    inline: bool
 
 
 setups = st.builds(
@@ -85,6 +86,7 @@ setups = st.builds(
     st.integers(1, 2),
     st.lists(spans, min_size=1, max_size=3),
     st.lists(st.sampled_from(["", "", "raises", "fails"]), max_size=8),
+    st.booleans(),
 )
 
 
@@ -101,6 +103,10 @@ class Tracked(Call):
         self.cancelled_at = inf
         wanted = {"within": arrival.within, "timeout": arrival.timeout, "priority": arrival.priority}
         super().__init__(trial, request(value, arrival.rows, arrival.width, **wanted))
+
+    async def _run(self, trial: Trial) -> float:
+        self.batcher = trial.current  # when the request comes
+        return await super()._run(self.batcher)
 
     def cancel(self) -> None:
         """The caller hangs up."""
@@ -135,7 +141,10 @@ class Trial:
 
     def load(self) -> Batcher:
         """A new batcher."""
-        instances = [FakeInstance(self.execute, self.takes, self.before) for _ in range(self.setup.instances)]
+        instances = [
+            FakeInstance(self.execute, self.takes, self.before, inline=self.setup.inline)
+            for _ in range(self.setup.instances)
+        ]
         batcher = Batcher(instances, self.policy, LAYOUT, lambda _: None, fake_loop().time)
         self.instances += [(batcher, instance) for instance in instances]
         self.batchers.append(batcher)
@@ -147,27 +156,18 @@ class Trial:
         old, self.current = self.current, self.load()
         await old.aclose()
 
-    async def infer(self, request: Any) -> Any:
-        """By whichever batcher is current when the request comes."""
-        next(call for call in self.calls if call.request is request).batcher = self.current
-        return await self.current.infer(request)
-
     def takes(self, batch: Batch) -> float:
         """Virtual seconds of a batch."""
         return self.setup.durations[batch.rows % len(self.setup.durations)]
 
-    def before(self, batch: Batch) -> asyncio.Future[Any] | None:
+    def before(self, batch: Batch) -> Exception | None:
         """Break the instance now and then."""
         for member in batch.requests:
             next(call for call in self.calls if call.request is member).runs.append(self.instances_run(batch))
         fault = next(self.faults, "")
         if fault == "raises":
             raise OSError("the worker is gone")
-        if fault != "fails":
-            return None
-        future = fake_loop().create_future()
-        future.set_exception(OSError("the worker is gone"))
-        return future
+        return OSError("the worker is gone") if fault == "fails" else None
 
     def instances_run(self, batch: Batch) -> Run:
         """The execution of a batch."""

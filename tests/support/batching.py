@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import InvalidInput
-from gateway.batch import Batch, BatchLayout
+from gateway.batch import Batch, BatchLayout, Outputs
 from gateway.batcher import Batcher
 from gateway.batching_policy import BatchingPolicy
 from gateway.model_config import parse_text
@@ -59,6 +59,19 @@ def values(batch: Batch) -> list[float]:
     return [float(member.inputs["x"].flat[0]) for member in batch.requests]
 
 
+async def infer(batcher: Batcher, request: InferenceRequest) -> tuple[Outputs, Batch]:
+    """A request's outputs, and the batch it ran in."""
+    future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+    job = batcher.submit(request, future)
+    try:
+        outputs = await future
+    except asyncio.CancelledError:
+        batcher.discard(job)
+        raise
+    assert job.batch is not None
+    return outputs, job.batch
+
+
 class Call:
     """A request under way; `ended` is when it got its answer."""
 
@@ -69,7 +82,7 @@ class Call:
         self.task.add_done_callback(self._note)
 
     async def _run(self, batcher: Batcher) -> float:
-        outputs, batch = await batcher.infer(self.request)
+        outputs, batch = await infer(batcher, self.request)
         np.testing.assert_array_equal(outputs["y"], 2 * self.request.inputs["x"] + 1)
         assert any(member is self.request for member in batch.requests)
         return float(self.request.inputs["x"].flat[0])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.batch import Batch, Outputs
+from gateway.instances import Ended
 
 START = 1024.0
 """What the clock shows at first. Not 0, which code may take for "never"; halves and quarters stay exact."""
@@ -132,17 +133,18 @@ async def settled() -> None:
 
 @dataclass
 class Run:
-    """One execution: the batch, when it started and ended, and what it ended with."""
+    """One execution: the batch, when it started and ended, what it ended with, whether the event loop did it itself."""
 
     batch: Batch
     started: float
     ended: float = math.inf
     error: BaseException | None = None
+    here: bool = False
 
-    def over(self, future: asyncio.Future[list[Outputs]]) -> None:
+    def over(self, result: list[Outputs] | Exception) -> None:
         """Note the end."""
         self.ended = now()
-        self.error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        self.error = result if isinstance(result, Exception) else None
 
 
 class FakeInstance:
@@ -151,49 +153,69 @@ class FakeInstance:
     Args:
         execute: the model.
         takes: virtual seconds that a batch needs.
-        before: sees each batch before it starts; raising makes `run` itself raise, a future is returned as it is.
+        before: sees each batch before it starts; raising makes `run` itself raise, a result is how the batch ends.
+        inline: whether batches may run on the event loop, where they take no virtual time.
     """
 
     def __init__(
         self,
         execute: Callable[[dict[str, Any]], Mapping[str, Any]],
         takes: Callable[[Batch], float] = lambda _: 1.0,
-        before: Callable[[Batch], asyncio.Future[list[Outputs]] | None] = lambda _: None,
+        before: Callable[[Batch], list[Outputs] | Exception | None] = lambda _: None,
+        *,
+        inline: bool = False,
     ) -> None:
         self.execute = execute
         self.takes = takes
         self.before = before
         self.runs: list[Run] = []
         self.closed = False
+        self.inline = inline
         self._busy = False
 
-    def run(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
+    def run(self, batch: Batch, ended: Ended) -> None:
         """Begin; the end comes in virtual time."""
+        run, given = self._begun(batch)
+        if given is not None:
+            run.over(given)
+            asyncio.get_running_loop().call_soon(ended, given)
+            return
+        self._busy = True
+        asyncio.get_running_loop().call_later(self.takes(batch), self._end, run, ended)
+
+    def run_here(self, batch: Batch) -> list[Outputs]:
+        """Begin and end."""
+        assert self.inline, "this instance keeps to its thread"
+        run, given = self._begun(batch)
+        run.here = True
+        result = self._result(batch) if given is None else given
+        run.over(result)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _begun(self, batch: Batch) -> tuple[Run, list[Outputs] | Exception | None]:
         assert not self._busy, "an instance runs one batch at a time"
         assert not self.closed, "a closed instance runs nothing"
         run = Run(batch, now())
         self.runs.append(run)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Outputs]] = loop.create_future()
         try:
-            given = self.before(batch)
+            return run, self.before(batch)
         except Exception as error:
-            run.ended, run.error = run.started, error
+            run.over(error)
             raise
-        if given is None:
-            self._busy = True
-            loop.call_later(self.takes(batch), self._end, batch, future)
-        (given or future).add_done_callback(run.over)
-        return given or future
 
-    def _end(self, batch: Batch, future: asyncio.Future[list[Outputs]]) -> None:
+    def _end(self, run: Run, ended: Ended) -> None:
         self._busy = False
+        result = self._result(run.batch)
+        run.over(result)
+        ended(result)
+
+    def _result(self, batch: Batch) -> list[Outputs] | Exception:
         try:
-            answers = batch.run(self.execute)
+            return batch.run(self.execute)
         except Exception as error:
-            future.set_exception(error)
-        else:
-            future.set_result(answers)
+            return error
 
     async def aclose(self) -> None:
         """Note that it was closed."""
