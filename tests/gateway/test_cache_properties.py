@@ -132,6 +132,7 @@ class Tracked(CachedCall):
         """The caller hangs up."""
         if not self.task.done():
             self.cancelled_at = now()
+            self.leave()  # at once, as the server does it; the task is told a moment later
             self.task.cancel()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.cache import ModelCache, ResponseCache
+from gateway.cache import ModelCache, ResponseCache, Waiting
 from gateway.digest import question
 from gateway.encode import Encoder
 from gateway.request import InferenceRequest
@@ -48,31 +48,35 @@ class _Asker:
         self.set_response = self.answer.set_result
         self.set_exception = self.answer.set_exception
 
-
-async def ask(cache: ModelCache, key: bytes, request: InferenceRequest) -> bytes:
-    """The response to a request that has its tensors."""
-    asker = _Asker()
-    waiting = cache.ask(key, request, lambda: None, asker)
-    try:
-        return await asker.answer
-    except asyncio.CancelledError:
-        if waiting:
-            waiting.leave()
-        raise
+    @property
+    def answered(self) -> bool:
+        """Whether a response came, even if just then its caller left."""
+        return self.answer.done() and not self.answer.cancelled() and not self.answer.exception()
 
 
 class CachedCall(Call):
     """A request under way; `hit` tells whether the response was another's."""
 
     hit = False
+    _waiting: Waiting | None = None
 
     async def _run(self, cache: Any) -> float:
         key = key_of(cache, self.request)
-        response = await ask(cache, key, self.request)
+        asker = _Asker()
+        self._waiting = cache.ask(key, self.request, lambda: None, asker)  # it has its tensors
+        try:
+            response = await asker.answer
+        finally:
+            self.leave()
+            self.hit = asker.answered and self.request.stages.outcome != "miss"
         x = self.request.inputs["x"]
         np.testing.assert_array_equal(output(response), self.expected(x))
-        self.hit = self.request.stages.outcome != "miss"
         return float(x.flat[0])
+
+    def leave(self) -> None:
+        """Tell the cache that nobody waits any more."""
+        if self._waiting:
+            self._waiting.leave()
 
     def expected(self, x: np.ndarray) -> np.ndarray:
         """What the model makes of it."""
