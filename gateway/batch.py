@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
+
 from backends.base import Array
 from gateway.padding import Padding, stack
 from gateway.request import InferenceRequest
@@ -77,17 +79,20 @@ class Batch:
         requests: of one shape.
         layout: the model's.
         rows: of all requests together, without padding.
+        padded_rows: with it.
         execution: how it goes.
     """
 
     requests: Sequence[InferenceRequest]
     layout: BatchLayout
     rows: int = field(init=False)
+    padded_rows: int = field(init=False)
     execution: Execution = field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = sum([request.rows for request in self.requests])
-        self.execution = Execution(len(self.requests), self.rows, self._padded_rows - self.rows)
+        self.padded_rows = self.layout.padding.rows(self.rows)
+        self.execution = Execution(len(self.requests), self.rows, self.padded_rows - self.rows)
 
     def run(self, execute: Execute, instance: str = "") -> list[Outputs]:
         """Execute; each request's own requested outputs, in the requests' order and as clients shape them.
@@ -112,15 +117,13 @@ class Batch:
         execution.finished_ns = time.perf_counter_ns()
         return answers
 
-    @property
-    def _padded_rows(self) -> int:
-        return self.layout.padding.rows(self.rows)
-
     def _assembled(self) -> dict[str, Array]:
         padding, first = self.layout.padding, self.requests[0].inputs
         if len(self.requests) == 1 and not padding.axes and not padding.batch_sizes:
             return dict(first)  # a model may take out what it has used
-        rows = self._padded_rows
+        rows = self.padded_rows
+        if rows == self.rows and not padding.axes:
+            return {name: np.concatenate([request.inputs[name] for request in self.requests]) for name in first}
         return {
             name: stack(
                 [request.inputs[name] for request in self.requests], (rows, *padding.shape_of(name, first[name], first))
@@ -131,7 +134,8 @@ class Batch:
     def _checked(self, outputs: Outputs) -> dict[str, Array]:
         """The requested outputs, once the backend is known to have kept its own promises about them."""
         checked = {}
-        for name in dict.fromkeys(name for request in self.requests for name in request.outputs):
+        wanted = {request.outputs: None for request in self.requests}  # mostly the same
+        for name in dict.fromkeys(name for names in wanted for name in names):
             rule = self.layout.outputs[name]
             if name not in outputs:
                 raise ValueError(f"the backend gave no output '{name}', only {', '.join(outputs) or 'none'}")
@@ -139,8 +143,8 @@ class Batch:
             datatype = datatype_of(array.dtype)
             if not rule.admits(datatype, array.shape):
                 raise ValueError(f"output '{name}': expected {rule}, the backend gave {datatype} {shown(array.shape)}")
-            if rule.batches and array.shape[0] != self._padded_rows:
-                raise ValueError(f"output '{name}': expected {self._padded_rows} rows, the backend gave {len(array)}")
+            if rule.batches and array.shape[0] != self.padded_rows:
+                raise ValueError(f"output '{name}': expected {self.padded_rows} rows, the backend gave {len(array)}")
             checked[name] = array
         return checked
 

@@ -104,13 +104,13 @@ class Batcher:
         level = self._policy.level(request.priority)
         shape = request.shape or self._layout.shape_of(request)
         patience = now + self._policy.queue_at(level).wait_s(request.timeout_s)
-        hurry = min(request.deadline, patience)
-        job = Job(request, receiver, shape, level, request.deadline, now, patience, hurry)
-        if not request.windowed:
-            if self._queue.is_full(level):
-                self._advance()  # of what has just come, some may begin
+        deadline = request.deadline
+        hurry = patience if patience < deadline else deadline
+        job = Job(request, receiver, shape, level, deadline, now, patience, hurry)
+        if not request.windowed and self._queue.is_full(level):
+            self._advance()  # of what has just come, some may begin
             self._queue.check_room(level)
-        if job.deadline < inf:
+        if deadline < inf:
             free_at = now if self._idle else max(now, min(self._ends.values()))
             answers_at = self._queue.answers_at(job, free_at, self._instances)
             if answers_at > job.deadline:
@@ -212,8 +212,10 @@ class Batcher:
     def _advance(self) -> None:
         """Answer what has expired, and start a batch on every idle instance that there is one for."""
         began = now = self._clock()
-        for job in self._queue.expire(now):
-            self._fail(job, DeadlineExceeded(f"not executed within the {shown_ms(now - job.arrived)} it could wait"))
+        if self._queue.expires <= now:
+            for job in self._queue.expire(now):
+                waited = shown_ms(now - job.arrived)
+                self._fail(job, DeadlineExceeded(f"not executed within the {waited} it could wait"))
         for job in self._retries:
             if job.deadline <= now:
                 self._fail(job, DeadlineExceeded("not executed in time"))
@@ -230,7 +232,7 @@ class Batcher:
         self._set_timer(now)
 
     def _take(self, now: float) -> list[Job]:
-        if self._waits_until(now) > now:
+        if not self._queue or self._waits_until(now) > now:
             return []
         jobs, late = self._queue.take(now)
         for job in late:
@@ -324,10 +326,14 @@ class Batcher:
 
     def _set_timer(self, now: float) -> None:
         """Wake up when the queue wants it. A timer set for earlier is left alone: it finds out that it is early."""
-        wakes = self._queue.wakes(idle=bool(self._idle))
-        if self._idle and self._queue and (until := self._waits_until(now)) > now:
-            wakes = min(wakes, until)
-        wakes = min([wakes, *(job.deadline for job in self._retries if not job.receiver.done())])
+        wakes = inf
+        if self._queue:
+            wakes = self._queue.wakes(idle=bool(self._idle))
+            if self._idle and (until := self._waits_until(now)) > now:
+                wakes = min(wakes, until)
+        for job in self._retries:
+            if not job.receiver.done():
+                wakes = min(wakes, job.deadline)
         if wakes >= self._timer_at:
             return
         if self._timer:

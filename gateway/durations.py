@@ -7,8 +7,6 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import inf
 
-from cachetools import LRUCache
-
 _SAMPLES = 3
 _DOUBT_S, _MOST_DOUBT_S = 1.0, 60.0
 _SHAPES = 256
@@ -38,14 +36,19 @@ class Durations:
     """Expected durations by a batch's shape and its rows, these to the power of two."""
 
     def __init__(self) -> None:
-        self._by_shape: LRUCache[Hashable, dict[int, _Measured]] = LRUCache(_SHAPES)
+        self._by_shape: dict[Hashable, dict[int, _Measured]] = {}
 
     def add(self, shape: Hashable, rows: int, seconds: float, now: float) -> None:
         """Note that a batch took `seconds` and ended `now`."""
         by_size = self._by_shape.get(shape)
         if by_size is None:
+            if len(self._by_shape) >= _SHAPES:  # of endlessly many, none is worth more than another
+                self._by_shape.clear()
             by_size = self._by_shape[shape] = {}
-        by_size.setdefault(rows.bit_length(), _Measured()).add(seconds, now)
+        measured = by_size.get(rows.bit_length())
+        if measured is None:
+            measured = by_size[rows.bit_length()] = _Measured()
+        measured.add(seconds, now)
 
     def expected(self, shape: Hashable, rows: int, *, cautious: bool = False) -> float:
         """Seconds that such a batch takes at least: the least of its latest measurements, or of smaller batches'.
@@ -72,6 +75,9 @@ class Durations:
         return True
 
     def _nearest(self, shape: Hashable, rows: int) -> _Measured | None:
-        by_size = self._by_shape.get(shape, {})
-        sizes = (by_size.get(size) for size in range(rows.bit_length(), 0, -1))
-        return next(filter(None, sizes), None)
+        by_size = self._by_shape.get(shape)
+        if by_size:
+            for size in range(rows.bit_length(), 0, -1):
+                if size in by_size:
+                    return by_size[size]
+        return None

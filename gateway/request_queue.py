@@ -35,7 +35,11 @@ class _Sorted:
         return (job for _, job in self._items)
 
     def add(self, key: tuple[float, ...], job: Job) -> None:
-        insort(self._items, (key, job))  # keys differ, so jobs are never compared
+        items = self._items
+        if not items or items[-1][0] < key:
+            items.append((key, job))
+        else:
+            insort(items, (key, job))  # keys differ, so jobs are never compared
 
     def remove(self, key: tuple[float, ...]) -> None:
         del self._items[self.number_before(key)]
@@ -62,11 +66,13 @@ class _Group:
     Attributes:
         jobs: in their order.
         rows: of all of them.
+        dated: how many have a deadline.
         ripens: the least of when each came and of half the time each has; None if it has to be looked up again.
     """
 
     jobs: _Sorted = field(default_factory=_Sorted)
     rows: int = 0
+    dated: int = 0
     ripens: tuple[float, float] | None = (inf, inf)
 
     def first_to_ripen(self) -> tuple[float, float]:
@@ -92,6 +98,9 @@ class RequestQueue:
         self._waiting: dict[int, int] = {}
         self._numbers = count()
         self.holds_back = bool(policy.preferred_rows) or policy.max_delay_s > 0
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
 
     def __len__(self) -> int:
         return sum(len(group.jobs) for group in self._groups.values())
@@ -121,11 +130,12 @@ class RequestQueue:
             group = self._groups[job.shape] = _Group()
         group.jobs.add(job.order, job)
         group.rows += job.request.rows
-        if group.ripens:
+        group.dated += job.deadline < inf
+        if self.holds_back and group.ripens:
             group.ripens = min(group.ripens[0], job.arrived), min(group.ripens[1], (job.arrived + job.hurry) / 2)
         if not job.request.windowed:
             self._waiting[job.level] = self._waiting.get(job.level, 0) + 1
-        if job.expires < inf:
+        if job.hurry < inf and job.expires < inf:
             self._expiring.add((job.expires, job.order[-1]), job)
 
     def remove(self, job: Job) -> None:
@@ -136,8 +146,8 @@ class RequestQueue:
         self._left(group, job)
 
     def _order(self, job: Job) -> Order:
-        due = min(job.hurry, job.arrived + _DUE_S)
-        return job.level, job.delayed, due, next(self._numbers)
+        due = job.arrived + _DUE_S
+        return job.level, job.delayed, due if due < job.hurry else job.hurry, next(self._numbers)
 
     def answers_at(self, job: Job, free_at: float, instances: int) -> float:
         """When a job, not queued yet, can be answered, by the measured time of what comes before it.
@@ -183,6 +193,11 @@ class RequestQueue:
         ends = until + self._takes(group.jobs.first.shape, self._policy.max_rows, cautious=True)
         return all(ends <= job.hurry for job in group.jobs)
 
+    @property
+    def expires(self) -> float:
+        """When the first has waited too long."""
+        return self._expiring.first.expires if self._expiring else inf
+
     def expire(self, now: float) -> list[Job]:
         """Take out what has waited too long; where the policy says so, it goes behind the others instead."""
         expired = []
@@ -204,10 +219,12 @@ class RequestQueue:
         """
         late: list[Job] = []
         while (group := self._next_group(now)) is not None:
-            shape = group.jobs.first.shape
-            limit = self._in_time(group, self._rows_to_run(group, now), now)
-            # Whoever is likely to be late gives way to those who are not, if there are any.
-            ends = now + self._takes(shape, min(limit, group.rows), cautious=group.rows > limit)
+            limit, ends = self._rows_to_run(group, now), -inf
+            if group.dated:
+                limit = self._in_time(group, limit, now)
+                # Whoever is likely to be late gives way to those who are not, if there are any.
+                takes = self._takes(group.jobs.first.shape, min(limit, group.rows), cautious=group.rows > limit)
+                ends = now + takes
             jobs: list[Job] = []
             seen = 0
             for job in group.jobs:
@@ -238,24 +255,26 @@ class RequestQueue:
         """A job was taken out of its group."""
         assert job.order is not None  # noqa: S101
         group.rows -= job.request.rows
+        group.dated -= job.deadline < inf
         group.ripens = None
         if not group.rows:
             del self._groups[job.shape]
         if not job.request.windowed:
             self._waiting[job.level] -= 1
-        if job.expires < inf:
+        if job.hurry < inf and job.expires < inf:
             self._expiring.remove((job.expires, job.order[-1]))
         job.order = None
 
     def wakes(self, *, idle: bool) -> float:
         """When the queue wants to be looked at again, if nothing comes or ends before."""
-        expires = self._expiring.first.expires if self._expiring else inf
         if not (idle and self.holds_back):
-            return expires
-        return min([expires, *(self._ripe_at(group) for group in self._groups.values())])
+            return self.expires
+        return min([self.expires, *(self._ripe_at(group) for group in self._groups.values())])
 
     def _next_group(self, now: float) -> _Group | None:
         """Of the shapes of which enough waits, or has waited long enough, the one whose first job is most urgent."""
+        if not self.holds_back and len(self._groups) <= 1:
+            return next(iter(self._groups.values()), None)
         if self.holds_back:
             ripe = [group for group in self._groups.values() if self._rows_to_run(group, now)]
         else:

@@ -29,6 +29,8 @@ class Retries:
         return bool(self._waiting)
 
     def __iter__(self) -> Iterator[Job]:
+        if not self._waiting and not self._twins:  # nearly always
+            return iter(())
         waiting = (half.jobs + half.twin for half in self._waiting)
         return (job for jobs in (*waiting, *self._twins.values()) for job in jobs)
 
