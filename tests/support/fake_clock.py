@@ -65,6 +65,10 @@ class FakeLoop(asyncio.SelectorEventLoop):
         """The virtual clock."""
         return self._jumping.now
 
+    def block(self, seconds: float) -> None:
+        """What runs takes so long, and nothing else happens meanwhile."""
+        self._jumping.now += seconds
+
     @property
     def rounds(self) -> int:
         """How often the loop had something to do."""
@@ -155,6 +159,7 @@ class FakeInstance:
         takes: virtual seconds that a batch needs.
         before: sees each batch before it starts; raising makes `run` itself raise, a result is how the batch ends.
         inline: whether batches may run on the event loop, where they take no virtual time.
+        processor_us: processor time that a batch is said to take.
     """
 
     def __init__(
@@ -164,6 +169,7 @@ class FakeInstance:
         before: Callable[[Batch], list[Outputs] | Exception | None] = lambda _: None,
         *,
         inline: bool = False,
+        processor_us: Callable[[], int] = lambda: 10,
     ) -> None:
         self.execute = execute
         self.takes = takes
@@ -171,6 +177,7 @@ class FakeInstance:
         self.runs: list[Run] = []
         self.closed = False
         self.inline = inline
+        self.processor_us = processor_us
         self._busy = False
 
     def run(self, batch: Batch, ended: Ended) -> None:
@@ -216,6 +223,8 @@ class FakeInstance:
             return batch.run(self.execute)
         except Exception as error:
             return error
+        finally:
+            batch.execution.processor_ns = 1000 * self.processor_us()
 
     async def aclose(self) -> None:
         """Note that it was closed."""

@@ -1,0 +1,123 @@
+"""Executions that take less than handing them to a thread stay on the event loop; nobody ever waits for them there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from support.batching import POISON, Rig
+from support.fake_clock import fake_loop, on_fake_clock, settled
+
+from gateway.errors import ExecutionFailed
+
+
+async def known(rig: Rig, count: int = 12) -> None:
+    """Send requests one after the other until the batcher has seen enough of them."""
+    for number in range(count):
+        await rig.ask(float(number)).task
+
+
+def here(rig: Rig) -> list[bool]:
+    """Whether each batch ran on the event loop."""
+    return [run.here for run in rig.instances[0].runs]
+
+
+@on_fake_clock
+async def test_swift_model_is_executed_on_the_event_loop_once_it_is_known_to_be_swift():
+    """A tiny model's caller does not pay for two threads handing its request to and fro."""
+    rig = Rig(inline=True)
+    await known(rig)
+    assert here(rig)[:4] == [False] * 4
+    assert here(rig)[-1]
+    await rig.finish()
+
+
+@on_fake_clock
+async def test_other_sizes_are_judged_by_themselves():
+    """One row may be swift and a thousand slow: each size has to show it."""
+    rig = Rig(inline=True)
+    await known(rig)
+    await rig.ask(1.0, rows=8).task
+    assert here(rig)[-1] is False
+    await rig.finish()
+
+
+@on_fake_clock
+async def test_model_whose_backend_does_not_allow_it_keeps_to_its_thread():
+    """Python code that may wait for anything never runs where everybody would wait with it."""
+    rig = Rig()
+    await known(rig)
+    assert not any(here(rig))
+    await rig.finish()
+
+
+@on_fake_clock
+async def test_slow_model_keeps_to_its_thread():
+    """Who computes for milliseconds never holds up the others."""
+    rig = Rig(inline=True, processor_us=lambda: 1000)
+    await known(rig)
+    assert not any(here(rig))
+    await rig.finish()
+
+
+@on_fake_clock
+async def test_model_that_has_become_slow_goes_back_to_its_thread():
+    """One slow execution on the event loop is followed by none, until it has been swift for long again."""
+    takes = [10]
+    rig = Rig(inline=True, processor_us=lambda: takes[0])
+    await known(rig)
+    takes[0] = 5000
+    await known(rig, 3)
+    takes[0] = 10
+    await known(rig, 20)
+    assert here(rig)[12:] == [True] + [False] * 22
+    await rig.finish()
+
+
+@on_fake_clock
+async def test_request_that_fails_on_the_event_loop_fails_alone():
+    """A poisonous request takes nobody with it, wherever it runs."""
+    rig = Rig(inline=True)
+    await known(rig)
+    for _ in range(8):  # until batches of two are known, too
+        await asyncio.gather(*(call.task for call in rig.ask_all([1.0, 2.0])))
+    good, bad = rig.ask_all([3.0, POISON])
+    await settled()
+    assert here(rig)[-3:] == [True] * 3
+    assert good.answered
+    assert bad.failed_with is ExecutionFailed
+    await rig.finish()
+
+
+@on_fake_clock
+async def test_others_have_their_turn_between_many_swift_batches():
+    """However many requests a burst brings to a swift model, what else the server does goes on in between."""
+
+    def block(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        fake_loop().block(0.0001)
+        return {"y": 2 * inputs["x"] + 1}
+
+    rig = Rig("max_batch_size: 1", inline=True, execute=block)
+    await known(rig)
+    assert here(rig)[-1]
+    calls = rig.ask_all([float(number) for number in range(200)])
+    turns = 0
+    while not calls[-1].task.done():
+        await asyncio.sleep(0)
+        turns += any(call.task.done() for call in calls) and not all(call.task.done() for call in calls)
+    assert turns >= 3
+    await rig.finish()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@on_fake_clock
+async def test_answers_are_the_same_on_the_event_loop(rows):
+    """Where a batch runs is nothing that its callers can tell."""
+    rig = Rig(inline=True)
+    await known(rig)
+    for number in range(8):
+        call = rig.ask(float(number), rows=rows)
+        assert await call.task == float(number)
+        np.testing.assert_array_equal(call.request.inputs["x"], np.full((rows, 2), number, np.float32))
+    await rig.finish()
