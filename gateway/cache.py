@@ -228,6 +228,9 @@ class ModelCache:
         encode: makes a response, without the request's id.
         stats: where hits and misses are counted.
         ttl_s: how long a response holds.
+
+    Attributes:
+        generation: the number of the load.
     """
 
     def __init__(
@@ -239,13 +242,17 @@ class ModelCache:
         self._stats = stats
         self._ttl_s = ttl_s
         # Part of every key: no load answers from another's entries, be it of another model, version or time.
-        self._generation = next(_generations)
-        self._suffixes = [b"%d" % self._generation, b"%d typed" % self._generation]
+        self.generation = next(_generations)
+        self._suffixes = [b"%d" % self.generation, b"%d typed" % self.generation]
         self.flights: dict[bytes, _Flight] = {}
         self.discard = batcher.discard
 
     def __repr__(self) -> str:
         return f"<ModelCache in_flight={len(self.flights)} {self._store!r}>"
+
+    def kept(self, key: bytes) -> bytes | None:
+        """The response, without an id, if there is one."""
+        return self._store.get(key)
 
     def ask(self, key: bytes, request: InferenceRequest, decode: Callable[[], None], asker: Asker) -> Waiting | None:
         """Have the asker answered: at once if the response is kept, and then there is nothing to wait for.
@@ -295,13 +302,13 @@ class ModelCache:
         """The response, which is kept from now on."""
         response = self._encode(flight.job.request, outputs)
         encoded = time.perf_counter_ns()
-        self._store.put(key, response, self._generation, self._ttl_s)
+        self._store.put(key, response, self.generation, self._ttl_s)
         self._stats.cache_miss.add(flight.lookup_ns + time.perf_counter_ns() - encoded)
         return response
 
     async def aclose(self) -> None:
         """Drop what this load has kept."""
-        await self._store.forget(self._generation)
+        await self._store.forget(self.generation)
 
     def key(self, asked: Question, *, typed: bool) -> bytes:
         """A key of all that can change the response: this load, the tensors sent, the outputs wanted.

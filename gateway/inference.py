@@ -32,9 +32,12 @@ class Inference:
         model: that answers.
         stages: began when the message arrived.
         told: gets the answer, at once if it is known.
+
+    Attributes:
+        key: of the response in the cache; empty where nothing is kept.
     """
 
-    __slots__ = ("_job", "_model", "_request", "_stages", "_told", "_waiting")
+    __slots__ = ("_job", "_model", "_request", "_stages", "_told", "_waiting", "key")
 
     def __init__(self, model: ServedModel, stages: Stages, told: Told) -> None:
         self._model = model
@@ -42,6 +45,7 @@ class Inference:
         self._told: Told | None = told
         self._job: Job | None = None
         self._waiting: Waiting | None = None
+        self.key = b""
 
     def begin(self, message: Message, deadline: float, *, windowed: bool) -> None:
         """Take a message up; whatever is wrong with it is its answer."""
@@ -56,8 +60,8 @@ class Inference:
             self._request = request
             if model.cache:
                 asked = head.question(message) if head else question(message.parsed)
-                key = model.cache.key(asked, typed=request.typed)
-                self._waiting = model.cache.ask(key, request, partial(self._decode, message), self)
+                self.key = model.cache.key(asked, typed=request.typed)
+                self._waiting = model.cache.ask(self.key, request, partial(self._decode, message), self)
             else:
                 self._decode(message)
                 self._job = model.batcher.submit(request, self)

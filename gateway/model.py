@@ -62,9 +62,10 @@ class ServedModel:
         self.batcher.about = about(model=self.name, version=str(version))
         self.encoder = Encoder(self.name, version)
         self.heads = KnownHeads()
-        self.cache = cache and ModelCache(
-            cache, self.batcher, self.encoder.encode, self.stats, parameters.cache_ttl_s(config)
-        )
+        self.cache: ModelCache | None = None
+        if cache is not None:
+            ttl_s = parameters.cache_ttl_s(config)
+            self.cache = ModelCache(cache, self.batcher, self.encoder.encode, self.stats, ttl_s)
 
     def __repr__(self) -> str:
         return f"<ServedModel {self.name}/{self.version} {self.batcher!r} {self.cache!r}>"

@@ -15,6 +15,7 @@ from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllo
 from gateway.logs import kind_of
 from gateway.model import ServedModel
 from gateway.observing import Observer
+from gateway.repeats import Repeats
 from gateway.repository import Repository
 from gateway.request import Stages
 from gateway.state import ServerState
@@ -64,6 +65,7 @@ class Servicer:
         self._observer = observer
         self._limits = limits
         self._explicit = explicit
+        self._repeats = Repeats(self._find)
 
     def methods(self) -> dict[str, Method]:
         """The unary RPCs by path; messages pass as bytes, so that each decides what it parses."""
@@ -162,8 +164,12 @@ class Servicer:
         return response
 
     def _model_infer(self, data: bytes, deadline: float, metadata: Metadata, answer: Answer) -> Pending | None:
-        call = UnaryCall(self._state, self._observer, answer)
-        if self._observer.on:
+        observed = self._observer.on
+        if not observed and (response := self._repeats.answer(data)) is not None:
+            answer(response)
+            return None
+        call = UnaryCall(self._state, self._observer, answer, self._repeats)
+        if observed:
             call.trace = CallTrace(_INFER_NAME, call.stages, parent_of(metadata), deadline)
         return call.begin(data, deadline, self._find)
 

@@ -11,6 +11,7 @@ from gateway.logs import about
 from gateway.message import UNREADABLE, read
 from gateway.model import FindModel, ServedModel
 from gateway.observing import Observer
+from gateway.repeats import Repeats
 from gateway.request import Stages
 from gateway.state import ServerState
 from gateway.status import CANCELLED, Status, status_of
@@ -29,17 +30,19 @@ class UnaryCall:
         state: of the server.
         observer: told of it, if there is a trace.
         answer: takes what the caller gets.
+        repeats: told of what the cache has answered.
 
     Attributes:
         stages: begin now.
         trace: what is kept of it, if anybody wants to know.
     """
 
-    __slots__ = ("_answer", "_inference", "_message", "_model", "_observer", "_state", "stages", "trace")
+    __slots__ = ("_answer", "_inference", "_message", "_model", "_observer", "_repeats", "_state", "stages", "trace")
 
-    def __init__(self, state: ServerState, observer: Observer, answer: Answer) -> None:
+    def __init__(self, state: ServerState, observer: Observer, answer: Answer, repeats: Repeats) -> None:
         self._state = state
         self._observer = observer
+        self._repeats = repeats
         self._answer: Answer | None = answer
         self._message = UNREADABLE
         self._model: ServedModel | None = None
@@ -68,7 +71,11 @@ class UnaryCall:
             self._told(error)
             return None
         self._inference = model.infer(message, self.stages, self._told, deadline)
-        return self if self._answer else None
+        if self._answer:
+            return self
+        if self.stages.outcome == "hit":
+            self._repeats.learn(message, model, self._inference.key)
+        return None
 
     def _told(self, result: bytes | Exception) -> None:
         if isinstance(result, Exception):

@@ -89,7 +89,7 @@ def test_a_reload_answers_anew(repository: RepositoryBuilder, gate: Gate) -> Non
     repository.add("cached", moody(gate), CACHED + gate.config)
     with serving(repository.root, "--model-control", "explicit", "--load-model", "*") as gateway:
         gate.open()
-        assert values(start(gateway, "cached", 1)) == [2]
+        assert [values(start(gateway, "cached", 1)) for _ in range(4)] == [[2]] * 4
         gate.shut()
         old = start(gateway, "cached", 3)
         eventually(lambda: len(gate.begun()) == 2)
@@ -100,11 +100,24 @@ def test_a_reload_answers_anew(repository: RepositoryBuilder, gate: Gate) -> Non
         gate.open()
         assert values(old) == [6]
         assert [values(call) for call in new] == [[21], [7]]
+        assert [values(start(gateway, "cached", 1)) for _ in range(4)] == [[7]] * 4
         unload(gateway, "cached")
+        assert start(gateway, "cached", 1).code() is Code.NOT_FOUND
         load(gateway, "cached")
         executed = len(gate.begun())
         assert values(start(gateway, "cached", 1)) == [7]
         assert len(gate.begun()) == executed + 1
+
+
+def test_the_same_bytes_again(repository: RepositoryBuilder) -> None:
+    """A caller who sends the very same message over and over gets the same answer, and every one of them is counted."""
+    repository.add("cached", config=ECHO + CACHED)
+    with serving(repository.root) as gateway:
+        answers = [infer(gateway, "cached", np.full((1, 4), 5, np.float32)).tolist() for _ in range(10)]
+        assert answers == [[[5.0] * 4]] * 10
+        found = statistics(gateway, "cached")
+        assert (found.execution_count, found.inference_stats.success.count) == (1, 10)
+        assert (counts(found)["cache_hit"], counts(found)["cache_miss"], counts(found)["queue"]) == (9, 1, 10)
 
 
 def test_the_least_recently_used_gives_way(repository: RepositoryBuilder, gate: Gate) -> None:
