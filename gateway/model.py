@@ -20,13 +20,15 @@ from gateway.cache import ModelCache, ResponseCache
 from gateway.decode import decode_head, decode_tensors, is_unordered
 from gateway.digest import Question, question
 from gateway.encode import Encoder
-from gateway.errors import InvalidRequest, NotOffered, restated
+from gateway.errors import InvalidRequest, NotOffered, RequestTooLarge, restated
 from gateway.heads import KnownHeads
 from gateway.instances import ThreadInstance, Worker
 from gateway.logs import about
 from gateway.message import Message
 from gateway.padding import Padding
 from gateway.request import InferenceRequest, Stages
+from gateway.shared_memory import Regions
+from gateway.shared_tensors import fetch
 from gateway.stats import ModelStatistics
 from gateway.tensor_rules import TensorRule, rules
 from tensorgate_client import framing
@@ -43,12 +45,20 @@ class ServedModel:
         config: completed.
         runtime: the loaded model and its instances; the served model closes it.
         cache: the server's, or None for a model whose responses are not to be kept.
+        regions: of shared memory; None if tensors may not lie there.
 
     Raises:
         LoadError: a setting of batching or padding does not hold.
     """
 
-    def __init__(self, version: int, config: pb.ModelConfig, runtime: Runtime, cache: ResponseCache | None) -> None:
+    def __init__(
+        self,
+        version: int,
+        config: pb.ModelConfig,
+        runtime: Runtime,
+        cache: ResponseCache | None,
+        regions: Regions | None,
+    ) -> None:
         self.name = config.name
         self.version = version
         self.described = str(version), config.backend
@@ -64,6 +74,7 @@ class ServedModel:
         self._batcher.about = about(model=self.name, version=str(version))
         self._encoder = Encoder(self.name, version)
         self._heads = KnownHeads()
+        self._regions = regions
         self._cache = cache and ModelCache(
             cache, self._batcher, self._encoder.encode, self.stats, parameters.cache_ttl_s(config)
         )
@@ -83,12 +94,14 @@ class ServedModel:
         Raises:
             InvalidRequest: the message is no ModelInferRequest, or the request does not fit the model.
             NotOffered: it wants an extension this server lacks.
+            RequestTooLarge: its inputs in shared memory are larger than a message may be.
             ModelNotReady: the version is being closed.
             QueueFull: too many requests wait for the model.
             DeadlineExceeded: the request was not executed in time, or could not be any more.
             InvalidInput: the backend finds the caller's data at fault.
             ExecutionFailed: the backend fails on this request.
         """
+        shared = None
         try:
             head = self._heads.of(message)
             if head:
@@ -96,7 +109,11 @@ class ServedModel:
                 decode = partial(head.decode_tensors, message, request)
             else:
                 request = decode_head(self, message, stages, deadline)
-                decode = partial(self._decode_and_learn, message, request)
+                shared = self._regions and fetch(self._regions, message, typed=request.typed)
+                if shared:  # nothing to recognise later: its contents are elsewhere
+                    decode = partial(decode_tensors, self, message, request)
+                else:
+                    decode = partial(self._decode_and_learn, message, request)
             request.windowed = windowed
             if self._cache:
                 asked = head.question(message) if head else question(message.parsed)
@@ -104,9 +121,11 @@ class ServedModel:
             else:
                 decode()
                 response = await self._computed(request)
+            if shared:
+                response = shared.deliver(response)
         except BaseException as error:
             self.stats.failed(stages, error)
-            if isinstance(error, Exception) and not isinstance(error, (InvalidRequest, NotOffered)):
+            if isinstance(error, Exception) and not isinstance(error, (InvalidRequest, NotOffered, RequestTooLarge)):
                 told = restated(error, f"model '{self.name}'")
                 raise told from told.__cause__
             raise
@@ -209,11 +228,13 @@ class Loader:
         registry: the backends.
         default_max_batch_size: rows, for a batching model that names no limit.
         cache: the server's.
+        regions: of shared memory; None if tensors may not lie there.
     """
 
     registry: Registry
     default_max_batch_size: int
     cache: ResponseCache
+    regions: Regions | None = None
 
     async def load(self, folder: layout.ModelFolder, version: int) -> ServedModel:
         """Load a version, start its instances and warm them up.
@@ -235,7 +256,7 @@ class Loader:
             for index in range(sum(group.count for group in config.instance_group)):
                 owner = worker if index == 0 else Worker(f"{folder.name}/{version}#{index}")
                 runtime.instances.append(await ThreadInstance.start(owner, model))
-            served = ServedModel(version, config, runtime, self._cache_for(config, signature))
+            served = ServedModel(version, config, runtime, self._cache_for(config, signature), self.regions)
             for instance in runtime.instances:
                 await warmup.run(served, instance, folder.path)
         except Exception:
