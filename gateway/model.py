@@ -110,7 +110,7 @@ class ServedModel:
             else:
                 request = decode_head(self, message, stages, deadline)
                 shared = self._regions and fetch(self._regions, message, typed=request.typed)
-                if shared:  # nothing to recognise later: its contents are elsewhere
+                if shared:  # its like would not be recognised: what it says of memory is resolved
                     decode = partial(decode_tensors, self, message, request)
                 else:
                     decode = partial(self._decode_and_learn, message, request)
