@@ -1,4 +1,4 @@
-"""Registering parts of shared memory: what may be registered, under which names, and how much."""
+"""Regions of shared memory: what may be registered, under which names, by whom, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 import pytest
 from grpc import StatusCode as Code
 from support.calls import ECHO, refusal
 from support.models import RepositoryBuilder
 from support.server import Gateway, serving
-from support.shared_memory import SharedObject, register, status, unregister
+from support.shared_memory import SharedObject, placed_request, refused, register, status, there_and_back, unregister
 
 from tensorgate_client.wire import inference_pb2 as pb
 from tensorgate_client.wire import inference_pb2_grpc
@@ -138,6 +139,40 @@ def test_regions_are_limited(gateway, memory):
     )
     with grpc.insecure_channel(gateway.address) as channel:
         assert inference_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest()).live
+
+
+@pytest.mark.parametrize(("size", "told"), [(0, "input 'INPUT0'"), (1008, "output 'OUTPUT0'")])
+def test_a_shrunk_object_is_an_error(gateway, memory, size, told):
+    """An owner who shrinks an object harms nobody but his own requests, and it does not grow again."""
+    gateway.stub.ModelInfer(there_and_back())
+    memory.resize(size)
+    code, message = refused(gateway, there_and_back())
+    assert code is Code.INVALID_ARGUMENT
+    needed = 16 if size == 0 else 1016
+    assert message == (
+        f"{told} of model 'echo': shared memory region 'm' has shrunk: object '{memory.key}' has {size} bytes, "
+        f"expected {needed} or more"
+    )
+    assert memory.size == size
+    memory.resize(4096)
+    gateway.stub.ModelInfer(there_and_back())
+
+
+def test_clients_share_names_not_tensors(gateway):
+    """Two clients at once, each with a region of its own, get their own numbers."""
+    with SharedObject(4096) as one, SharedObject(4096) as two:
+        register(gateway, "one", one)
+        register(gateway, "two", two)
+        for turn in range(20):
+            calls = []
+            for value, (name, memory) in enumerate([("one", one), ("two", two)]):
+                memory.put(0, np.full((1, 100), value + turn, np.float32))
+                like = np.empty((1, 100), np.float32)
+                message = placed_request("echo", ("INPUT0", name, like, 0), ("OUTPUT0", name, 400, 1000))
+                calls.append(gateway.stub.ModelInfer.future(message))
+            for value, (call, memory) in enumerate(zip(calls, [one, two], strict=True)):
+                call.result()
+                assert set(memory.get(1000, [100])) == {value + turn}
 
 
 def test_cuda_memory_is_never_there(gateway):
