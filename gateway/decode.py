@@ -35,7 +35,7 @@ _UNORDERED = "tensorgate_unordered"
 """Parameter of a stream's request: true lets its response overtake those to requests before it."""
 
 _NOT_OFFERED = {
-    "shared_memory_region": "shared memory",
+    "shared_memory_region": "shared memory without --allow-shared-memory",
     "classification": "the classification extension",
 }
 

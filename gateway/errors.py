@@ -46,6 +46,18 @@ class NotOffered(GatewayError):
     """An RPC or a feature of the protocol that this server does not have."""
 
 
+class RegionNotFound(InvalidRequest):
+    """No such region of shared memory is registered, or none is any more."""
+
+
+class RegionExists(InvalidRequest):
+    """A region of shared memory of that name is registered already."""
+
+
+class TooManyRegions(GatewayError):
+    """As many regions of shared memory are registered as may be."""
+
+
 class NotAllowed(GatewayError):
     """The server's settings forbid this; another setting would allow it."""
 

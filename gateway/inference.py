@@ -12,10 +12,11 @@ from gateway.batch import Outputs
 from gateway.cache import Waiting
 from gateway.decode import decode_head, decode_tensors
 from gateway.digest import question
-from gateway.errors import InvalidRequest, NotOffered, restated
+from gateway.errors import InvalidRequest, NotOffered, RequestTooLarge, restated
 from gateway.job import Job
 from gateway.message import Message
 from gateway.request import Stages
+from gateway.shared_tensors import SharedOutputs, fetch
 from tensorgate_client import framing
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ class Inference:
         told: gets the answer, at once if it is known.
 
     Attributes:
-        key: of the response in the cache; empty where nothing is kept.
+        key: of the response in the cache; empty where there is none that is all of the answer.
     """
 
-    __slots__ = ("_job", "_model", "_request", "_stages", "_told", "_waiting", "key")
+    __slots__ = ("_job", "_model", "_request", "_shared", "_stages", "_told", "_waiting", "key")
 
     def __init__(self, model: ServedModel, stages: Stages, told: Told) -> None:
         self._model = model
@@ -45,6 +46,7 @@ class Inference:
         self._told: Told | None = told
         self._job: Job | None = None
         self._waiting: Waiting | None = None
+        self._shared: SharedOutputs | None = None
         self.key = b""
 
     def begin(self, message: Message, deadline: float, *, windowed: bool) -> None:
@@ -56,12 +58,15 @@ class Inference:
                 request = head.decode_head(message, self._stages, deadline)
             else:
                 request = decode_head(model, message, self._stages, deadline)
+                if model.regions:
+                    self._shared = fetch(model.regions, message, typed=request.typed)
             request.windowed = windowed
             self._request = request
             if model.cache:
                 asked = head.question(message) if head else question(message.parsed)
-                self.key = model.cache.key(asked, typed=request.typed)
-                self._waiting = model.cache.ask(self.key, request, partial(self._decode, message), self)
+                key = model.cache.key(asked, typed=request.typed)
+                self.key = b"" if self._shared else key
+                self._waiting = model.cache.ask(key, request, partial(self._decode, message), self)
             else:
                 self._decode(message)
                 self._job = model.batcher.submit(request, self)
@@ -73,7 +78,8 @@ class Inference:
             message.head.decode_tensors(message, self._request)
         else:
             decode_tensors(self._model, message, self._request)
-            self._model.heads.learn(message, self._request)
+            if not self._shared:  # its like would not be recognised: what it says of memory is resolved
+                self._model.heads.learn(message, self._request)
 
     def done(self) -> bool:
         """Whether it has been answered, or nobody waits for it any more."""
@@ -96,6 +102,12 @@ class Inference:
         self._answer(framing.append_id(response, self._request.id))
 
     def _answer(self, response: bytes) -> None:
+        if self._shared:
+            try:
+                response = self._shared.deliver(response)
+            except Exception as error:  # its memory is gone, or too small
+                self.set_exception(error)
+                return
         self._stages.encode = time.perf_counter_ns()
         self._model.stats.succeeded(self._stages)
         self._end(response)
@@ -103,7 +115,7 @@ class Inference:
     def set_exception(self, error: Exception) -> None:
         """Answer with what is wrong."""
         self._model.stats.failed(self._stages, error)
-        if not isinstance(error, (InvalidRequest, NotOffered)):  # these name the model themselves
+        if not isinstance(error, (InvalidRequest, NotOffered, RequestTooLarge)):  # these name the model themselves
             error = restated(error, f"model '{self._model.name}'")
         self._end(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from google.protobuf.message import DecodeError
 from gateway.errors import InvalidRequest, MalformedRequest
 from tensorgate_client import framing
 from tensorgate_client.framing import InferRequest
+from tensorgate_client.tensors import Raw
 from tensorgate_client.wire import inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -71,6 +73,10 @@ class Message:
             if (proto.model_name, proto.model_version, proto.id) != (self.name, self.version, self.id):
                 raise InvalidRequest("model_name, model_version or id came twice and differ: send each once")
         return self._parsed
+
+    def complete(self, raw: Sequence[Raw]) -> None:
+        """Let it have all of its raw contents, those too that did not come with it."""
+        self._parsed = InferRequest(self.parsed.proto, raw)
 
 
 UNREADABLE = Message(b"", "", "", "", 0)

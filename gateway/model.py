@@ -26,6 +26,7 @@ from gateway.logs import about
 from gateway.message import Message
 from gateway.padding import Padding
 from gateway.request import Stages
+from gateway.shared_memory import Regions
 from gateway.stats import ModelStatistics
 from gateway.tensor_rules import TensorRule, rules
 from tensorgate_client.wire import model_config_pb2 as pb
@@ -41,12 +42,20 @@ class ServedModel:
         config: completed.
         runtime: the loaded model and its instances; the served model closes it.
         cache: the server's, or None for a model whose responses are not to be kept.
+        regions: of shared memory; None if tensors may not lie there.
 
     Raises:
         LoadError: a setting of batching or padding does not hold.
     """
 
-    def __init__(self, version: int, config: pb.ModelConfig, runtime: Runtime, cache: ResponseCache | None) -> None:
+    def __init__(
+        self,
+        version: int,
+        config: pb.ModelConfig,
+        runtime: Runtime,
+        cache: ResponseCache | None,
+        regions: Regions | None,
+    ) -> None:
         self.name = config.name
         self.version = version
         self.described = str(version), config.backend
@@ -62,6 +71,7 @@ class ServedModel:
         self.batcher.about = about(model=self.name, version=str(version))
         self.encoder = Encoder(self.name, version)
         self.heads = KnownHeads()
+        self.regions = regions
         self.cache: ModelCache | None = None
         if cache is not None:
             ttl_s = parameters.cache_ttl_s(config)
@@ -88,6 +98,7 @@ class ServedModel:
         Errors:
             InvalidRequest: the message is no ModelInferRequest, or the request does not fit the model.
             NotOffered: it wants an extension this server lacks.
+            RequestTooLarge: its inputs in shared memory are larger than a message may be.
             ModelNotReady: the version is being closed.
             QueueFull: too many requests wait for the model.
             DeadlineExceeded: the request was not executed in time, or could not be any more.
@@ -175,11 +186,13 @@ class Loader:
         registry: the backends.
         default_max_batch_size: rows, for a batching model that names no limit.
         cache: the server's.
+        regions: of shared memory; None if tensors may not lie there.
     """
 
     registry: Registry
     default_max_batch_size: int
     cache: ResponseCache
+    regions: Regions | None = None
 
     async def load(self, folder: layout.ModelFolder, version: int) -> ServedModel:
         """Load a version, start its instances and warm them up.
@@ -201,7 +214,7 @@ class Loader:
             for index in range(sum(group.count for group in config.instance_group)):
                 owner = worker if index == 0 else Worker(f"{folder.name}/{version}#{index}")
                 runtime.instances.append(await ThreadInstance.start(owner, model))
-            served = ServedModel(version, config, runtime, self._cache_for(config, signature))
+            served = ServedModel(version, config, runtime, self._cache_for(config, signature), self.regions)
             for instance in runtime.instances:
                 await warmup.run(served, instance, folder.path)
         except Exception:

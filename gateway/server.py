@@ -25,8 +25,9 @@ from gateway.metrics_http import MetricsEndpoint
 from gateway.model import Loader
 from gateway.observing import Observer
 from gateway.repository import Repository
-from gateway.servicer import NAME, SERVICE, Servicer
+from gateway.servicer import NAME, SERVICE, Allowed, Servicer
 from gateway.settings import Settings
+from gateway.shared_memory import Regions
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
 from gateway.traces import Traces
@@ -54,11 +55,13 @@ class Server:
         self._settings = settings
         self._traces = Traces(settings, version(NAME))
         access = AccessLog() if settings.access_log else None
-        self._observer = Observer(self._traces, log, access, settings.max_message_mb * 1024 * 1024)
+        self._limit = settings.max_message_mb * 1024 * 1024
+        self._observer = Observer(self._traces, log, access, self._limit)
         self._state = ServerState()
         self._health = health.aio.HealthServicer()
         self._cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
-        loader = Loader(Registry(), settings.default_max_batch_size, self._cache)
+        self._regions = Regions(self._limit) if settings.allow_shared_memory else None
+        loader = Loader(Registry(), settings.default_max_batch_size, self._cache, self._regions)
         self._repository = Repository(settings.model_repository, loader, self._note_model)
         self._wanted: list[str] = []
         self._polling: asyncio.Task[None] | None = None
@@ -126,11 +129,11 @@ class Server:
         )
 
     async def _assemble(self) -> Transport:
-        limit = self._settings.max_message_mb * 1024 * 1024
-        explicit = self._settings.model_control == "explicit"
+        limit = self._limit
+        allowed = Allowed(loading=self._settings.model_control == "explicit", shared_memory=self._regions)
         await self._note_server(ready=False)
         limits = StreamLimits(self._settings.stream_window, limit)
-        servicer = Servicer(self._repository, self._state, self._observer, limits, explicit=explicit)
+        servicer = Servicer(self._repository, self._state, self._observer, limits, allowed)
         methods, streams = servicer.methods(), servicer.streams()
         if self._settings.native:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -18,6 +19,8 @@ from gateway.observing import Observer
 from gateway.repeats import Repeats
 from gateway.repository import Repository
 from gateway.request import Stages
+from gateway.shared_memory import Regions
+from gateway.shared_memory_rpcs import SharedMemoryRpcs
 from gateway.state import ServerState
 from gateway.status import CANCELLED, Status, status_of
 from gateway.streaming import Caller, Stream, StreamLimits
@@ -39,10 +42,26 @@ EXTENSIONS = (
 )
 """The protocol's extensions that work here; ServerMetadata names them, and clients go by that."""
 
+_SHARED_MEMORY = "system_shared_memory"
+"""Another one, where it is allowed."""
+
 _INFER_NAME = f"{SERVICE.full_name}/{unary.RPC}"
 
 Handler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 """A serialized request to the serialized response; raises errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What callers may do beyond asking.
+
+    Attributes:
+        loading: whether models may be loaded and unloaded by RPC.
+        shared_memory: the regions in which tensors may lie; None if they may not.
+    """
+
+    loading: bool
+    shared_memory: Regions | None
 
 
 class Servicer:
@@ -53,18 +72,18 @@ class Servicer:
         state: of the server.
         observer: told of each call.
         limits: of each stream.
-        explicit: whether models may be loaded and unloaded by RPC.
+        allowed: to callers.
     """
 
     def __init__(
-        self, repository: Repository, state: ServerState, observer: Observer, limits: StreamLimits, *, explicit: bool
+        self, repository: Repository, state: ServerState, observer: Observer, limits: StreamLimits, allowed: Allowed
     ) -> None:
         self._repository = repository
         self._catalogue = repository.catalogue
         self._state = state
         self._observer = observer
         self._limits = limits
-        self._explicit = explicit
+        self._allowed = allowed
         self._repeats = Repeats(self._find)
 
     def methods(self) -> dict[str, Method]:
@@ -83,6 +102,8 @@ class Servicer:
             "RepositoryModelLoad": self._repository_model_load,
             "RepositoryModelUnload": self._repository_model_unload,
         }
+        if self._allowed.shared_memory is not None:
+            answered |= SharedMemoryRpcs(self._allowed.shared_memory).by_name()
         table: dict[str, Method] = {}
         for rpc in SERVICE.methods:
             name = rpc.name
@@ -138,7 +159,8 @@ class Servicer:
         return pb.ModelReadyResponse(ready=True)
 
     async def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=NAME, version=version(NAME), extensions=EXTENSIONS)
+        more = () if self._allowed.shared_memory is None else (_SHARED_MEMORY,)
+        return pb.ServerMetadataResponse(name=NAME, version=version(NAME), extensions=(*EXTENSIONS, *more))
 
     async def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         model = self._catalogue.find(request.name, request.version)
@@ -225,7 +247,7 @@ class Servicer:
 
     def _check_explicit(self, repository: str) -> None:
         _check_repository(repository)
-        if not self._explicit:
+        if not self._allowed.loading:
             raise NotAllowed("loading and unloading by RPC is off: start the server with --model-control explicit")
 
 
@@ -256,7 +278,9 @@ def _parsing(rpc: Any, method: Callable[[Any], Awaitable[protobuf.Message]]) -> 
 
 
 def _refusing(rpc: str) -> Handler:
+    how = " without --allow-shared-memory" if rpc.startswith("SystemSharedMemory") else ""
+
     async def refuse(_: bytes) -> bytes:
-        raise NotOffered(f"this server does not offer {rpc}")
+        raise NotOffered(f"this server does not offer {rpc}{how}")
 
     return refuse

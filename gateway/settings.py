@@ -118,6 +118,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "human", "json"] = Field(
         "auto", description="human: lines for people; json: an object a line; auto: human on a terminal, else json"
     )
+    allow_shared_memory: bool = Field(
+        default=False,
+        description="Let tensors lie in this machine's shared memory: callers can then read and write all of it that "
+        "the server can",
+    )
     access_log: bool = Field(default=False, description="Log a line for each call, whatever --log-level says")
 
     @property

@@ -44,6 +44,7 @@ _FAILURES: dict[type[BaseException], Failure] = {
     errors.DeadlineExceeded: Failure.EXPIRED,
     asyncio.CancelledError: Failure.CANCELLED,
     errors.InvalidRequest: Failure.INVALID_REQUEST,
+    errors.RequestTooLarge: Failure.INVALID_REQUEST,
     errors.NotOffered: Failure.INVALID_REQUEST,
     InvalidInput: Failure.INVALID_INPUT,
     errors.ModelNotReady: Failure.UNAVAILABLE,

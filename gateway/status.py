@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 _CODES: dict[type[Exception], StatusCode] = {
     errors.ModelNotFound: StatusCode.NOT_FOUND,
     errors.ModelNotReady: StatusCode.UNAVAILABLE,
+    errors.RegionNotFound: StatusCode.NOT_FOUND,
+    errors.RegionExists: StatusCode.ALREADY_EXISTS,
+    errors.TooManyRegions: StatusCode.RESOURCE_EXHAUSTED,
     errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,

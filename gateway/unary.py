@@ -73,7 +73,7 @@ class UnaryCall:
         self._inference = model.infer(message, self.stages, self._told, deadline)
         if self._answer:
             return self
-        if self.stages.outcome == "hit":
+        if self.stages.outcome == "hit" and self._inference.key:
             self._repeats.learn(message, model, self._inference.key)
         return None
 

@@ -19,9 +19,10 @@ from tensorgate_client.tensors import DTYPES, TYPED_FIELDS
 
 pytestmark = pytest.mark.timeout(120)
 ROWS = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+SWITCH = " without --allow-shared-memory"
 UNIMPLEMENTED = {
-    **{"shm": "SystemSharedMemoryStatus", "register_shm": "SystemSharedMemoryRegister"},
-    **{"unregister_shm": "SystemSharedMemoryUnregister", "cuda": "CudaSharedMemoryStatus"},
+    **{"shm": f"SystemSharedMemoryStatus{SWITCH}", "register_shm": f"SystemSharedMemoryRegister{SWITCH}"},
+    **{"unregister_shm": f"SystemSharedMemoryUnregister{SWITCH}", "cuda": "CudaSharedMemoryStatus"},
     **{"register_cuda": "CudaSharedMemoryRegister", "unregister_cuda": "CudaSharedMemoryUnregister"},
 }
 

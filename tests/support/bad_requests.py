@@ -170,7 +170,7 @@ NOT_FOUND: dict[str, tuple[Request, str]] = {
     ),
 }
 
-SHARED = "this server does not offer shared memory (parameter 'shared_memory_region')"
+SHARED = "this server does not offer shared memory without --allow-shared-memory (parameter 'shared_memory_region')"
 NOT_OFFERED: dict[str, tuple[Request, str]] = {
     "input in shared memory": (
         request(with_parameter(tensor(), "shared_memory_region", string_param="r")),

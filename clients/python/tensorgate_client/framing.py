@@ -30,6 +30,13 @@ _LONGEST_TAG = 5  # bytes of a 32-bit varint; protobuf refuses longer spellings 
 _MOST_FIELDS = 256  # more come only from a hostile or a very odd sender; protobuf then scans faster
 
 
+class InferResponse(NamedTuple):
+    """A ModelInferResponse, as `InferRequest` is one of a request."""
+
+    proto: pb.ModelInferResponse
+    raw: Sequence[Raw]
+
+
 class InferRequest(NamedTuple):
     """A ModelInferRequest whose raw contents may lie outside of the protobuf message.
 
@@ -54,6 +61,16 @@ def parse_infer_request(message: bytes) -> InferRequest:
         return InferRequest(request, request.raw_input_contents)
     rest, raw = cut
     return InferRequest(pb.ModelInferRequest.FromString(rest), raw)
+
+
+def parse_infer_response(message: bytes) -> InferResponse:
+    """A serialized ModelInferResponse, as `parse_infer_request` does with a request."""
+    cut = _cut(message, _RESPONSE_TAG) if len(message) > _SMALL else None
+    if cut is None:
+        response = pb.ModelInferResponse.FromString(message)
+        return InferResponse(response, response.raw_output_contents)
+    rest, raw = cut
+    return InferResponse(pb.ModelInferResponse.FromString(rest), raw)
 
 
 def serialize_infer_response(response: pb.ModelInferResponse, raw: Iterable[Raw]) -> bytes:
