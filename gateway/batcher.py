@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from typing import cast
 
+from gateway.alarm import Alarm
 from gateway.batch import Batch, BatchLayout, Outputs
 from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
@@ -30,9 +31,6 @@ _log = logging.getLogger(__name__)
 
 _BREATH_S = 0.001
 """How long batches may run on the event loop before others have their turn."""
-
-_TICK_S = 0.001
-"""The shortest timer: uvloop counts in milliseconds, and would spin on one that it rounds down to nothing."""
 
 Executed = Callable[[Batch], None]
 
@@ -73,8 +71,7 @@ class Batcher:
         self._ends: dict[Instance, float] = {}  # when those that run are expected to be free
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = inf
+        self._alarm = Alarm(self._loop, self._schedule)
         self._closing = False
         self._drained = asyncio.Event()
         self.about: Mapping[str, object] = {}
@@ -194,8 +191,7 @@ class Batcher:
             self._retries.clear()
             raise
         finally:
-            if self._timer:
-                self._timer.cancel()
+            self._alarm.cancel()
 
     def _schedule(self) -> None:
         """Look at the queue once everything that is arriving at this moment has been queued."""
@@ -229,7 +225,7 @@ class Batcher:
                 now = later
             else:
                 self._start(self._idle.pop(), jobs, batch)
-        self._set_timer(now)
+        self._set_alarm(now)
 
     def _take(self, now: float) -> list[Job]:
         if not self._queue or self._waits_until(now) > now:
@@ -324,8 +320,8 @@ class Batcher:
         if not job.receiver.done():
             job.receiver.set_exception(error)
 
-    def _set_timer(self, now: float) -> None:
-        """Wake up when the queue wants it. A timer set for earlier is left alone: it finds out that it is early."""
+    def _set_alarm(self, now: float) -> None:
+        """Wake up when the queue wants it."""
         wakes = inf
         if self._queue:
             wakes = self._queue.wakes(idle=bool(self._idle))
@@ -334,13 +330,4 @@ class Batcher:
         for job in self._retries:
             if not job.receiver.done():
                 wakes = min(wakes, job.deadline)
-        if wakes >= self._timer_at:
-            return
-        if self._timer:
-            self._timer.cancel()
-        self._timer_at = wakes
-        self._timer = self._loop.call_later(max(wakes - now, _TICK_S), self._wake)
-
-    def _wake(self) -> None:
-        self._timer, self._timer_at = None, inf
-        self._schedule()
+        self._alarm.set(wakes, now)

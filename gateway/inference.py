@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from gateway.batch import Outputs
-from gateway.cache import Waiting
 from gateway.decode import decode_head, decode_tensors
 from gateway.digest import question
 from gateway.errors import InvalidRequest, NotOffered, RequestTooLarge, restated
+from gateway.flight import Waiting
 from gateway.job import Job
 from gateway.message import Message
 from gateway.request import Stages

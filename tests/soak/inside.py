@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PENDING = re.compile(r"(waiting|running|retrying|in_flight|changing|retiring)=(\d+)")
+_REQUESTS = {"Job", "Batch", "InferenceRequest", "Inference", "UnaryCall", "Flight"}
 _KINDS = {
-    "gateway": {"ServedModel", "Batcher", "ModelCache", "Job", "Batch", "InferenceRequest", "_Flight", "Worker"},
+    "gateway": {"ServedModel", "Batcher", "ModelCache", "Worker", *_REQUESTS},
     "_asyncio": {"Future"},
 }
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gateway.cache import ModelCache, ResponseCache, Waiting
+from gateway.cache import ModelCache, ResponseCache
 from gateway.digest import question
 from gateway.encode import Encoder
+from gateway.flight import Waiting
 from gateway.request import InferenceRequest
 from gateway.stats import ModelStatistics
 from support.batching import Call, Rig, request
