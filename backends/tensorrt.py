@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from backends.tensorrt_cuda import Gpu
     from backends.tensorrt_instance import TensorRtInstance
 
+_ONLY_GPUS = "backend 'tensorrt' runs on NVIDIA GPUs alone: say KIND_GPU"
 _HINT = "an engine runs with the library and on the kind of GPU it was built for: give model.onnx to build it here"
 
 
@@ -33,6 +34,16 @@ class TensorRtBackend:
         tf32: true (default) or false: whether FP32 is multiplied as TF32, faster and with three digits less.
         cuda_graphs: true (default) or false: whether batches of preferred_batch_size rows run as CUDA graphs.
     """
+
+    def obstacle(self, source: ModelSource, kind: str) -> str:  # noqa: ARG002  # of no source in particular
+        """Why nothing can be loaded on a kind of device, "cuda" or "cpu"; "" if it can."""
+        if kind != "cuda":
+            return _ONLY_GPUS
+        try:
+            _cuda().count()
+        except LoadError as error:
+            return str(error)
+        return ""
 
     def load(self, source: ModelSource) -> TensorRtModel:
         """Load the engine onto the GPU, built first if need be.
@@ -92,11 +103,16 @@ class TensorRtModel:
 def _gpu(device: str) -> Gpu:
     match = re.fullmatch(r"(?:cuda(?::(\d+))?)?", device)
     if match is None:
-        raise LoadError(f"backend 'tensorrt' runs on NVIDIA GPUs alone, not on '{device}': say kind: KIND_GPU")
+        raise LoadError(_ONLY_GPUS)
+    gpu: Gpu = _cuda().gpu(int(match[1] or 0))
+    return gpu
+
+
+def _cuda() -> Any:
     try:
-        from backends.tensorrt_cuda import gpu  # noqa: PLC0415  # needs a driver
+        from backends import tensorrt_cuda  # noqa: PLC0415  # needs a driver
     except ModuleNotFoundError as error:
         raise LoadError(f"backend 'tensorrt' needs {error.name} too: pip install 'tensorgate[tensorrt]'") from error
     except ImportError as error:
         raise LoadError(f"backend 'tensorrt' needs an NVIDIA GPU and its driver: {error}") from error
-    return gpu(int(match[1] or 0))
+    return tensorrt_cuda

@@ -50,19 +50,30 @@ class Gpu:
         return f"{free >> 20} of {total >> 20} MiB are free on GPU {self.ordinal}"
 
 
+def count() -> int:
+    """How many GPUs there are.
+
+    Raises:
+        LoadError: none can be used.
+    """
+    try:
+        drv.init()
+        return int(drv.Device.count())
+    except drv.Error as error:
+        raise LoadError(f"no GPU can be used: {error}") from error
+
+
 def gpu(ordinal: int) -> Gpu:
     """A GPU; one object for all who ask.
 
     Raises:
-        LoadError: there is none of that number, or no driver.
+        LoadError: there is none of that number, or it cannot be used.
     """
     with _lock:
         if ordinal not in _gpus:
+            if ordinal >= (found := count()):
+                raise LoadError(f"there is no GPU {ordinal}: {found} found, numbered from 0")
             try:
-                drv.init()
-                count = drv.Device.count()
-                if ordinal >= count:
-                    raise LoadError(f"there is no GPU {ordinal}: {count} found, numbered from 0")
                 _gpus[ordinal] = Gpu(ordinal)
             except drv.Error as error:
                 raise LoadError(f"GPU {ordinal} cannot be used: {error}") from error
