@@ -13,7 +13,7 @@ from backends.tensorrt_profile import Range, Shape
 Shapes = tuple[Shape, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Engine:
     """An engine in a GPU's memory.
 
@@ -31,6 +31,11 @@ class Engine:
     signature: Signature
     ranges: tuple[Range, ...]
     recorded_rows: frozenset[int]
+
+    def free(self) -> None:
+        """Give back the GPU's memory, whoever still holds this object; needs the context current."""
+        self.configuration = self.engine = None
+        self.runtime = None
 
     @property
     def largest(self) -> Shapes:

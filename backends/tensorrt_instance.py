@@ -82,8 +82,10 @@ class TensorRtInstance:
         """Allocate for the largest shapes, then execute on zeros: what fails or is slow at first is so now."""
         held, engine = self._held, self._engine
         held.stream = Stream()
-        configured = () if engine.configuration is None else (engine.configuration,)
-        held.context = engine.engine.create_execution_context(*configured)
+        if engine.configuration is None:
+            held.context = engine.engine.create_execution_context()
+        else:
+            held.context = engine.engine.create_execution_context(engine.configuration)
         if held.context is None:
             raise RuntimeError(f"{VERSION} gives no execution context")
         for spec, shape in zip(self._inputs, engine.largest, strict=True):
