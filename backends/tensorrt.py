@@ -55,8 +55,8 @@ class TensorRtBackend:
         if source.file is None:
             raise LoadError("backend 'tensorrt' needs a model.plan or model.onnx in the version folder")
         warn_of_unknown(source, (*PARAMETERS, "tf32", "cuda_graphs"))
-        recipe = Recipe(Sizes.of(source), tf32=switch(source, "tf32", default=True))
         recorded_rows = source.preferred_batch_sizes if switch(source, "cuda_graphs", default=True) else ()
+        recipe = Recipe(Sizes.of(source), tf32=switch(source, "tf32", default=True), graphs=bool(recorded_rows))
         about = f"model {source.name}/{source.version}"
         gpu = _gpu(source.device)
 

@@ -25,10 +25,12 @@ class Recipe:
     Attributes:
         sizes: of the inputs.
         tf32: whether FP32 is multiplied as TF32: three decimal digits less, several times as fast.
+        graphs: whether its executions are to be recorded as CUDA graphs.
     """
 
     sizes: Sizes
     tf32: bool = True
+    graphs: bool = False
 
 
 def build(file: Path, recipe: Recipe, about: str) -> Any:
@@ -78,7 +80,7 @@ def _configure(builder: Any, config: Any, network: Any, recipe: Recipe) -> None:
         config.add_optimization_profile(profile)
     if not recipe.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if IS_RTX:  # or executions might allocate memory, which CUDA forbids while it records a graph
+    if recipe.graphs and IS_RTX:  # or they might allocate memory, which CUDA forbids while it records a graph
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 

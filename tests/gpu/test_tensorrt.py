@@ -178,13 +178,17 @@ def test_memory_stays_flat(load: Loader, free: Callable[[], int]) -> None:
         instance.close()
 
 
-def test_unloaded_models_leave_nothing(load: Loader, free: Callable[[], int]) -> None:
+@pytest.mark.timeout(60)  # a library that waits for a thread of its own would hang
+@pytest.mark.parametrize("preferred", [(), (8,)], ids=str)
+def test_unloaded_models_leave_nothing(preferred: tuple[int, ...], load: Loader, free: Callable[[], int]) -> None:
     """A model that is loaded and unloaded again and again takes no more memory than once."""
     file = load.file("model.onnx", perceptron(hidden=200_000))  # 16 MB of weights
 
     def once() -> None:
-        model = load.reload(file, preferred_batch_sizes=(8,), close=False, **GPU)
+        model = load.reload(file, preferred_batch_sizes=preferred, close=False, **GPU)
         (instance,) = instances(model)
+        for rows in (1, 8, 31):
+            instance.execute(random_rows(perceptron(), rows))
         instance.close()
         model.close()
 
@@ -263,6 +267,15 @@ def test_beside_torch(load: Loader) -> None:
     finally:
         instance.close()
     np.testing.assert_allclose(total.cpu().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sizes_that_depend_on_the_data(load: Loader) -> None:
+    """A model whose outputs are as large as the data make them is refused when it is loaded."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.INT64, [2, "found"])
+    content = onnx_model([helper.make_node("NonZero", ["x"], ["y"])], [x], [y])
+    with pytest.raises(LoadError, match=r"size depends on the data|model\.onnx: "):
+        instances(load("model.onnx", content, **GPU))
 
 
 def test_fixed_batch(load: Loader, execute: Any) -> None:
