@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import LoadError
-from backends.tensorrt_library import IS_RTX, LOGGER, VERSION, tensor_spec, told, trt
+from backends.tensorrt_library import IS_RTX, LOGGER, VERSION, Errors, one_line, tensor_spec, trt
 from backends.tensorrt_profile import Sizes
 
 _log = logging.getLogger(__name__)
@@ -44,20 +44,19 @@ def build(file: Path, recipe: Recipe, about: str) -> Any:
     Raises:
         LoadError: the file is no ONNX that the library can execute, or the recipe does not fit it.
     """
-    progress = _Progress(about)
-    with LOGGER.errors() as errors:
-        try:
-            plan = _plan(file, recipe, progress)
-        except (RuntimeError, TypeError, ValueError) as error:  # as its bindings do where a constructor gives nothing
-            errors.append(str(error))
-            plan = None
+    progress, errors = _Progress(about), Errors()
+    try:
+        plan = _plan(file, recipe, progress, errors)
+    except (RuntimeError, TypeError, ValueError) as error:  # as its bindings do where a constructor gives nothing
+        errors.report_error(None, str(error))
+        plan = None
     if plan is None:
-        raise LoadError(f"{file.name}: {VERSION} fails to build an engine: {told(errors)}")
+        raise LoadError(f"{file.name}: {VERSION} fails to build an engine: {errors.told()}")
     _log.info("%s: engine built in %.1f s, %.1f MB", about, progress.seconds, plan.nbytes / 1e6)
     return plan
 
 
-def _plan(file: Path, recipe: Recipe, progress: _Progress) -> Any:
+def _plan(file: Path, recipe: Recipe, progress: _Progress, errors: Errors) -> Any:
     builder = trt.Builder(LOGGER)
     # Precision is what the file says: TensorRT 11 knows no other networks, 10 has to be told.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -67,6 +66,7 @@ def _plan(file: Path, recipe: Recipe, progress: _Progress) -> Any:
     config = builder.create_builder_config()
     _configure(builder, config, network, recipe)
     config.progress_monitor = progress
+    builder.error_recorder = errors  # not before: a network that has it when it is parsed crashes when it is freed
     return builder.build_serialized_network(network, config)
 
 
@@ -88,8 +88,8 @@ def _parse_errors(parser: Any) -> str:
     found = []
     for error in (parser.get_error(index) for index in range(parser.num_errors)):
         node = f"node '{error.node_name()}' ({error.node_operator()}): " if error.node_operator() else ""
-        found.append(node + " ".join(error.desc().split()))
-    return told(found)
+        found.append(node + error.desc())
+    return one_line(found)
 
 
 class _Progress(trt.IProgressMonitor):  # type: ignore[misc]  # the library carries no types
