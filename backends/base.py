@@ -80,6 +80,8 @@ class ModelSource:
         file: the model file inside it, or None if the backend works without one.
         parameters: the `parameters` of config.pbtxt.
         declared: the inputs and outputs that config.pbtxt declares; empty tuples where it declares none.
+        device: where to load: "cpu", "cuda:1", or "" for the backend's own choice.
+        preferred_batch_sizes: rows that batches will mostly have, ascending; empty where config.pbtxt names none.
     """
 
     name: str
@@ -88,6 +90,8 @@ class ModelSource:
     file: Path | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     declared: Signature = Signature((), ())
+    device: str = ""
+    preferred_batch_sizes: tuple[int, ...] = ()
 
 
 class Instance(Protocol):
