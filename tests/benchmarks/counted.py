@@ -26,6 +26,7 @@ from gateway.repository import Repository
 from gateway.servicer import Servicer
 from gateway.settings import Settings
 from gateway.state import ServerState
+from gateway.status import Status
 from gateway.streaming import StreamLimits
 from gateway.traces import Traces
 from gateway.transport import carry
@@ -67,9 +68,12 @@ class _Sender:
         """One after the other."""
         message = _message(model)
         for _ in range(count):
-            answer = await self._infer(message, inf, ())
+            answer = await self._answer(message)
             if not isinstance(answer, bytes):
                 raise SystemExit(f"{model}: {answer}")
+
+    async def _answer(self, message: bytes) -> bytes | Status:
+        return await self._infer(message, inf, ())
 
     async def at_once(self, model: str, count: int) -> None:
         """Always so many in flight."""
