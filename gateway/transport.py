@@ -26,6 +26,9 @@ _SERVING = "AioServer._server_main_loop"
 
 _RETRY_S = 0.01
 
+STREAMS = 512
+"""Requests in flight on a connection; each open stream costs 13 to 36 KB, also one that never sends anything."""
+
 Method: TypeAlias = Callable[[bytes, float, Metadata], Awaitable[bytes | Status]]
 """A unary RPC: serialized request, the caller's deadline (`time.perf_counter`) and metadata to serialized response or
 status."""
@@ -85,6 +88,7 @@ def aio_server(max_message_bytes: int, *, shares_port: bool = False) -> grpc.aio
             ("grpc.so_reuseport", int(shares_port)),  # or a second server would silently share the port
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_concurrent_streams", STREAMS),
             # Above its own small limits grpc.aio answers bursts with a random CANCELLED.
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 200_000),
