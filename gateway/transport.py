@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _SERVING = "AioServer._server_main_loop"
 """The coroutine that a grpc.aio server serves in: nothing else tells at once that it has ended."""
 
-_RETRY_S = 0.01
+_RETRY_S = 0.05
 
 STREAMS = 512
 """Requests in flight on a connection; each open stream costs 13 to 36 KB, also one that never sends anything."""
@@ -168,14 +168,14 @@ class GrpcioTransport:
         if self._closing:
             return
         port = int(self._address.rpartition(":")[2])
-        share_port(port, on=True)
         try:
+            share_port(port, on=True)
             self.bind(self._address)
-        except CannotListen:
-            _log.exception("not listening: trying again")
+            share_port(port, on=False)
+        except (CannotListen, OSError) as error:  # out of files, say
+            _log.error("cannot listen on %s, trying again: %r", self._address, error)
             asyncio.get_running_loop().call_later(_RETRY_S, self._take_over)
             return
-        share_port(port, on=False)
         self._starting = asyncio.create_task(self.start())
 
     def _end(self, server: grpc.aio.Server) -> None:
@@ -209,7 +209,11 @@ def _by_service(handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> list
 
 
 def share_port(port: int, *, on: bool) -> None:
-    """Whether those of this process's sockets that listen on `port` let others of its user listen there, too."""
+    """Whether those of this process's sockets that listen on `port` let others of its user listen there, too.
+
+    Raises:
+        OSError: this process has as many files open as it may.
+    """
     for number in Path("/dev/fd").iterdir():
         with suppress(OSError):  # no socket
             found = socket.socket(fileno=int(number.name))
