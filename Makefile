@@ -7,7 +7,7 @@ TRACING := .venv-tracing
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test test-tracing newest bench soak lint format protos clean
+.PHONY: help demo serve test test-tracing newest bench instructions soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ newest:  ## run the suite with the newest releases that pyproject.toml allows, i
 
 bench: $(VENV)/.dev  ## measure the gateway on this machine; ONLY=minilm runs one part, QUICK=1 a short run
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks $(ONLY) $(if $(QUICK),--quick)
+
+instructions: $(VENV)/.dev  ## count what requests cost, over what is recorded; RECORD=1 records; needs valgrind
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks.instructions $(if $(RECORD),--record)
 
 soak: $(VENV)/.dev  ## random traffic for MINUTES=10: nothing lost, nothing wrong, nothing left behind
 	@PYTHONPATH=tests $(BIN)/python -m soak $(if $(MINUTES),--minutes $(MINUTES))

@@ -10,7 +10,6 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from importlib.metadata import version
 from platform import python_version
-from typing import Any
 
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,12 +25,13 @@ from gateway.model import Loader
 from gateway.observing import Observer
 from gateway.repository import Repository
 from gateway.servicer import NAME, SERVICE, Allowed, Servicer
+from gateway.services import Services
 from gateway.settings import Settings
 from gateway.shared_memory import Regions
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
 from gateway.traces import Traces
-from gateway.transport import CannotListen, GrpcioTransport, Transport, aio_server
+from gateway.transport import CannotListen, GrpcioTransport, Transport
 from tensorgate_client.wire import inference_pb2, model_config_pb2
 
 _log = logging.getLogger(__name__)
@@ -135,19 +135,16 @@ class Server:
         limits = StreamLimits(self._settings.stream_window, limit)
         servicer = Servicer(self._repository, self._state, self._observer, limits, allowed)
         methods, streams = servicer.methods(), servicer.streams()
+        services = Services()
+        self._add_services(services)
         if self._settings.native:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
-            from gateway.services import Services  # noqa: PLC0415  # only used there
 
-            services = Services()
-            self._add_services(services)
             return NativeTransport(services, methods, streams, limit)
-        server = aio_server(limit)
-        self._add_services(server)
-        return GrpcioTransport(server, methods, streams)
+        return GrpcioTransport(services, methods, streams, limit)
 
-    def _add_services(self, server: Any) -> None:
-        """Add health and reflection to what is, or stands for, a grpc.aio server."""
+    def _add_services(self, server: Services) -> None:
+        """Add health and reflection."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflecting = reflection.aio.ReflectionServicer(names, pool=_reflected())

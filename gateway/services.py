@@ -1,28 +1,34 @@
-"""Services written for grpc.aio's server, served on the calls of `http2.py`: health and reflection come so."""
+"""Services written for grpc.aio's server, for it or for the calls of `http2.py`: health and reflection come so."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Iterable
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from grpc import StatusCode
 
-from gateway.http2_call import Call
 from gateway.status import Status
+
+if TYPE_CHECKING:
+    from gateway.http2_call import Call  # an extra
 
 
 class Services:
-    """Stands where such services expect a server, to be added to it."""
+    """Stands where such services expect a server, to be added to it.
+
+    Attributes:
+        handlers: of all of them, as grpc.aio's server takes them.
+    """
 
     def __init__(self) -> None:
-        self._handlers: list[Any] = []
+        self.handlers: list[Any] = []
 
     def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
         """As `grpc.aio.Server`'s; generated code calls it."""
-        self._handlers += handlers
+        self.handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
         """As `grpc.aio.Server`'s: the same handlers once more, for servers that look them up faster."""
@@ -41,7 +47,7 @@ class Services:
 
     def _find(self, path: str) -> Any:
         details = SimpleNamespace(method=path, invocation_metadata=())
-        found = (handler.service(details) for handler in self._handlers)
+        found = (handler.service(details) for handler in self.handlers)
         return next(filter(None, found), None)
 
 

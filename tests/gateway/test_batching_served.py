@@ -22,6 +22,8 @@ from support.zoo import LINEAR_CONFIG, add_linears, onnx_classifier
 
 from tensorgate_client.wire import inference_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Code = grpc.StatusCode
 EIGHT = "max_batch_size: 8\n"
 WHEN_FULL = "dynamic_batching { max_queue_delay_microseconds: 50000000 }\n"
@@ -45,7 +47,7 @@ def gate(tmp_path: Path) -> Gate:
 
 
 @pytest.fixture(scope="module")
-def every_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def every_backend(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A model of each backend and format, which all wait until eight rows are there."""
     repository = RepositoryBuilder(tmp_path_factory.mktemp("models"))
     add_linears(repository)

@@ -25,7 +25,7 @@ output [ { name: "c" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "d" data_type:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Two inputs, given back."""
     repository = RepositoryBuilder(tmp_path_factory.mktemp("models"))
     repository.add("plain", {}, TWO)

@@ -17,6 +17,8 @@ from support.server import Gateway, serving
 from tensorgate_client.tensors import from_raw, from_typed, to_raw
 from tensorgate_client.wire import inference_pb2 as pb
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 Code = grpc.StatusCode
 CACHED = "response_cache { enable: true }\n"
 

@@ -171,7 +171,8 @@ def test_the_faster_transport_is_taken_where_it_is_safe(repository, tmp_path, in
     if not installed:
         (tmp_path / "sitecustomize.py").write_text(WITHOUT_NATIVE)
     repository.add("echo", config=ECHO)
-    with serving(repository.root, "--host", host, environment={"PYTHONPATH": str(tmp_path)}) as gateway:
+    environment = {"PYTHONPATH": str(tmp_path), "TENSORGATE_TRANSPORT": ""}
+    with serving(repository.root, "--host", host, environment=environment) as gateway:
         assert f"(transport {expected})" in gateway.server.log
         assert infer(gateway, "echo").shape == (1, 4)
 

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Iterator
 
-import grpc
 import pytest
 from support.faults import GOOD, build
+from support.raw_http2 import PREFACE, SETTINGS, connect, frame
 from support.server import Gateway, serving
-
-NOT_ON_NEWER_GRPC = pytest.mark.skipif(
-    [int(part) for part in grpc.__version__.split(".")[:2]] > [1, 78],
-    reason="grpc.aio of a grpcio newer than the 1.78 of constraints.txt stops its whole server on such a request",
-)
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, HEADERS, RESET, GOAWAY = 4, 1, 3, 7
-
-STATUS = b"grpc-status", bytes.fromhex("9acac8b21234da8f")
-"""The header's name as it is, and in the code of HPACK."""
 
 NOISE = {
     "nothing": b"",
@@ -32,33 +20,6 @@ NOISE = {
     "preface cut": PREFACE[:20],
     "preface then noise": PREFACE + bytes(range(256)) * 40,
 }
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """An HTTP/2 frame."""
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def literal(name: bytes, value: bytes) -> bytes:
-    """A header, spelled out."""
-    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
-def call_of(path: bytes) -> bytes:
-    """The beginning of a gRPC call to `path`."""
-    fields = {b":method": b"POST", b":scheme": b"http", b":authority": b"x", b":path": path, b"te": b"trailers"}
-    block = b"".join(literal(*field) for field in {**fields, b"content-type": b"application/grpc"}.items())
-    return PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, 4 | 1, 1, block)
-
-
-def first_answer(connection: socket.socket) -> tuple[int, bytes]:
-    """The kind and payload of the first frame that stream 1 gets, or of the one that closes the connection."""
-    received = connection.makefile("rb")
-    while head := received.read(9):
-        payload = received.read(int.from_bytes(head[:3], "big"))
-        if head[3] == GOAWAY or int.from_bytes(head[5:], "big") == 1:
-            return head[3], payload
-    return 0, b""
 
 
 @pytest.fixture(scope="module")
@@ -74,28 +35,6 @@ def unharmed(gateway: Gateway) -> Iterator[None]:
     yield
     assert gateway.stub.ModelInfer(GOOD, timeout=30).model_name == "classifier"
     assert gateway.server.process.poll() is None
-
-
-def connect(gateway: Gateway) -> socket.socket:
-    """A bare connection to the server's port."""
-    host, port = gateway.address.rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=30)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        b"/nobody/x",
-        pytest.param(b"/\xff\xfe/ModelInfer", marks=NOT_ON_NEWER_GRPC),
-        pytest.param(b"/inference.GRPCInferenceService/\xc3(", marks=NOT_ON_NEWER_GRPC),
-    ],
-)
-def test_a_path_that_is_not_text(gateway: Gateway, path: bytes) -> None:
-    """A request whose path is not even UTF-8 is refused, and is its sender's trouble alone."""
-    with connect(gateway) as connection:
-        connection.sendall(call_of(path))
-        kind, payload = first_answer(connection)
-    assert kind in (RESET, GOAWAY) or (kind == HEADERS and any(name in payload for name in STATUS))
 
 
 @pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE)

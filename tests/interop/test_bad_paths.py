@@ -1,0 +1,152 @@
+"""Requests whose path is not text. A grpc.aio newer than 1.78 stops serving at one: nobody is to notice."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from support.calls import Gate, eventually
+from support.concurrent import arrived, start, values
+from support.models import RepositoryBuilder
+from support.raw_http2 import GOAWAY, HEADERS, RESET, call_of, connect, first_answer
+from support.server import Gateway, launch, serving
+from support.streams import StreamCall
+
+from tensorgate_client.wire import inference_pb2 as pb
+
+pytestmark = pytest.mark.usefixtures("transport")
+
+PATHS = b"/\xff\xfe/ModelInfer", b"/inference.GRPCInferenceService/\xc3("
+
+STATUS = b"grpc-status", bytes.fromhex("9acac8b21234da8f")
+"""The header's name as it is, and in the code of HPACK."""
+
+PASSING = {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
+"""What a call in the very moment of such a request may end with."""
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """Holds up the model `slow`."""
+    return Gate(tmp_path / "gate")
+
+
+@pytest.fixture
+def models(repository: RepositoryBuilder, gate: Gate) -> Path:
+    """A model that works until the gate opens."""
+    repository.add("slow", gate.files, gate.config)
+    return repository.root
+
+
+@pytest.fixture
+def gateway(models: Path) -> Iterator[Gateway]:
+    """One that serves it."""
+    with serving(models) as gateway:
+        yield gateway
+
+
+def send_bad_path(gateway: Gateway, path: bytes = PATHS[0]) -> tuple[int, bytes]:
+    """Send such a request; the kind and payload of what answers it."""
+    with connect(gateway) as connection:
+        connection.sendall(call_of(path))
+        return first_answer(connection)
+
+
+def answers(gateway: Gateway) -> bool:
+    """Whether a good call is answered."""
+    code = gateway.stub.ServerLive.future(pb.ServerLiveRequest(), timeout=60).code()
+    assert code in PASSING
+    return code is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("path", [b"/nobody/x", *PATHS])
+def test_it_is_refused(gateway: Gateway, path: bytes) -> None:
+    """Its sender gets an error, or is thrown off."""
+    kind, payload = send_bad_path(gateway, path)
+    assert kind in (RESET, GOAWAY) or (kind == HEADERS and any(name in payload for name in STATUS))
+
+
+def test_what_has_begun_goes_on(gateway: Gateway, gate: Gate) -> None:
+    """Requests under way and open streams get their answers, and so do new ones."""
+    with StreamCall(gateway) as stream:
+        stream.send("slow", 1)
+        eventually(gate.begun)
+        calls = [start(gateway, "slow", value) for value in (2, 3)]
+        arrived(gateway)
+        send_bad_path(gateway)
+        eventually(lambda: answers(gateway))
+        calls.append(start(gateway, "slow", 4))
+        gate.open()
+        assert [values(call) for call in calls] == [[2], [3], [4]]
+        assert stream.value() == [1]
+        stream.send("slow", 5)
+        stream.close()
+        assert stream.value() == [5]
+        assert stream.end() == (grpc.StatusCode.OK, "")
+
+
+@contextmanager
+def calling(gateway: Gateway) -> Iterator[Counter[str]]:
+    """Calls one after the other; the statuses and details they end with, complete when the block is left."""
+    ended: Counter[str] = Counter()
+    over = threading.Event()
+
+    def call() -> None:
+        while not over.is_set():
+            future = gateway.stub.ServerLive.future(pb.ServerLiveRequest(), timeout=60)
+            ended[f"{future.code().name} {future.details()}"] += 1
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    try:
+        yield ended
+    finally:
+        over.set()
+        thread.join(60)
+
+
+def test_many_of_them(gateway: Gateway) -> None:
+    """Fifty in a row: nobody finds the port closed, a call in that moment may be cut off, and nothing is left open."""
+    files = Path(f"/proc/{gateway.server.process.pid}/fd")
+    send_bad_path(gateway)
+    eventually(lambda: answers(gateway))
+    before = len(list(files.iterdir()))
+    with calling(gateway) as ended:
+        for _ in range(50):
+            send_bad_path(gateway)
+            eventually(lambda: answers(gateway))
+    assert {ending.split()[0] for ending in ended} <= {code.name for code in PASSING}
+    assert not any("Connection refused" in ending for ending in ended)
+    assert ended["OK "] > 50
+    assert gateway.server.process.poll() is None
+    eventually(lambda: len(list(files.iterdir())) <= before + 2)
+
+
+def test_the_port_stays_taken(gateway: Gateway, models: Path) -> None:
+    """After one, as before, a second server on the same port does not start."""
+    send_bad_path(gateway)
+    eventually(lambda: answers(gateway))
+    with launch("--model-repository", models, "--port", gateway.address.rpartition(":")[2]) as second:
+        assert second.wait() == 1
+    assert "the port is taken" in second.log
+
+
+def test_it_ends_as_ever(gateway: Gateway, gate: Gate) -> None:
+    """After one, a server that is to end answers what it has, that from before it too, and its exit code is 0."""
+    calls = [start(gateway, "slow", 1)]
+    eventually(gate.begun)
+    send_bad_path(gateway)
+    eventually(lambda: answers(gateway))
+    calls.append(start(gateway, "slow", 2))
+    arrived(gateway)
+    gateway.server.signal(signal.SIGTERM)
+    gateway.server.wait_for_log("stopping")
+    gate.open()
+    assert [values(call) for call in calls] == [[1], [2]]
+    assert gateway.server.wait() == 0
