@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 
 from backends import base
 from backends.base import LoadError
-from backends.registry import Registry
-from gateway import layout, model_config, parameters, warmup
+from backends.registry import BackendInfo, Registry
+from gateway import layout, model_config, parameters, placement, warmup
 from gateway.batch import Batch, BatchLayout
 from gateway.batcher import Batcher
 from gateway.batching_policy import BatchingPolicy
@@ -175,15 +176,25 @@ class Runtime:
     Attributes:
         name: for logs.
         platform: what clients are told the model runs on.
-        model, instances: what `aclose` frees.
+        models: by the device that each was loaded on.
+        instances: of all of them; the first is the first model's.
         memory: bytes of the weights by kind of device and its number; empty if the backend cannot tell.
     """
 
     name: str
     platform: str
-    model: base.Model
+    models: dict[str, base.Model] = field(default_factory=dict)
     instances: list[ThreadInstance] = field(default_factory=list)
-    memory: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    memory: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+    def add(self, device: str, model: base.Model) -> None:
+        """Take over a model.
+
+        Raises:
+            LoadError: what it says of its memory does not follow the contract.
+        """
+        self.models[device] = model
+        self.memory.update(_memory(model))
 
     async def aclose(self) -> None:
         """Close what the model holds, whatever its own `close` methods do."""
@@ -193,12 +204,12 @@ class Runtime:
             except Exception:
                 _log.warning("model %s: an instance failed to close", self.name, exc_info=True)
         worker = Worker(f"{self.name} close")  # freeing weights can take a while, which the event loop does not have
-        try:
-            await worker.submit(self.model.close)
-        except Exception:
-            _log.warning("model %s failed to close", self.name, exc_info=True)
-        finally:
-            worker.stop()
+        for model in self.models.values():
+            try:
+                await worker.submit(model.close)
+            except Exception:
+                _log.warning("model %s failed to close", self.name, exc_info=True)
+        worker.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,15 +237,11 @@ class Loader:
         runtime: Runtime | None = None
         try:
             info, source = await worker.submit(lambda: layout.source(folder, version, self.registry))
-            model = await worker.submit(lambda: self.registry.backend(info).load(source))
-            runtime = Runtime(folder.name, info.platform or info.name, model)
-            runtime.memory = _memory(model)
-            signature = _normalised(model.signature)
-            config = model_config.complete(folder.declared, signature, self.default_max_batch_size)
-            _name(config, folder.name, info.name, source.file.name if source.file else "")
-            for index in range(sum(group.count for group in config.instance_group)):
+            runtime = Runtime(folder.name, info.platform or info.name)
+            signature, config, devices = await self._load(folder, info, source, runtime, worker)
+            for index, device in enumerate(devices):
                 owner = worker if index == 0 else Worker(f"{folder.name}/{version}#{index}")
-                runtime.instances.append(await ThreadInstance.start(owner, model))
+                runtime.instances.append(await ThreadInstance.start(owner, runtime.models[device]))
             served = ServedModel(version, config, runtime, self._cache_for(config, signature))
             for instance in runtime.instances:
                 await warmup.run(served, instance, folder.path)
@@ -244,6 +251,23 @@ class Loader:
             worker.stop()
             raise
         return served
+
+    async def _load(
+        self, folder: layout.ModelFolder, info: BackendInfo, source: base.ModelSource, runtime: Runtime, worker: Worker
+    ) -> tuple[base.Signature, pb.ModelConfig, list[str]]:
+        """Load a model for each device into the runtime; what they have in common, and each instance's device."""
+        backend = await worker.submit(lambda: self.registry.backend(info))
+        obstacle = partial(self.registry.obstacle, info, source)
+        declared = folder.declared.proto.instance_group
+        groups, devices = await worker.submit(lambda: placement.settle(declared, folder.name, obstacle))
+        for device in dict.fromkeys(devices):
+            runtime.add(device, await worker.submit(partial(backend.load, replace(source, device=device))))
+        signature = _common({device: _normalised(model.signature) for device, model in runtime.models.items()})
+        config = model_config.complete(folder.declared, signature, self.default_max_batch_size)
+        _name(config, folder.name, info.name, source.file.name if source.file else "")
+        del config.instance_group[:]
+        config.instance_group.extend(groups)
+        return signature, config, devices
 
     def _cache_for(self, config: pb.ModelConfig, signature: base.Signature) -> ResponseCache | None:
         deterministic = parameters.deterministic(config) and signature.deterministic
@@ -281,16 +305,19 @@ def _normalised(signature: base.Signature) -> base.Signature:
         raise LoadError(f"the backend's signature does not follow the contract: {error}") from error
 
 
+def _common(signatures: Mapping[str, base.Signature]) -> base.Signature:
+    """The one signature of models that were loaded from one file onto several devices."""
+    (first, signature), *others = signatures.items()
+    for device, other in others:
+        if other != signature:
+            raise LoadError(f"the model's tensors on {device} are not those on {first}: {other}, {signature}")
+    return signature
+
+
 def _name(config: pb.ModelConfig, name: str, backend: str, filename: str) -> None:
-    """Fill in what is known without the model: names, version policy, instances."""
+    """Fill in what is known without the model: names, version policy."""
     config.name = name
     config.backend = config.backend or backend
     config.default_model_filename = config.default_model_filename or filename
     if config.version_policy.WhichOneof("policy_choice") is None:
         config.version_policy.latest.num_versions = 1
-    if not config.instance_group:
-        config.instance_group.add()
-    for index, group in enumerate(config.instance_group):
-        group.name = group.name or f"{name}_{index}"
-        group.kind = pb.ModelInstanceGroup.KIND_CPU
-        group.count = group.count or 1

@@ -77,7 +77,8 @@ def profiler(served: ServedModel, flags: Namespace) -> base.Profiler:
     Raises:
         CommandFailed: there is none, or it has no trace to keep.
     """
-    found: base.Profiler | None = getattr(served.runtime.model, "profiler", None)  # optional in the contract
+    (model, *_) = served.runtime.models.values()
+    found: base.Profiler | None = getattr(model, "profiler", None)  # optional in the contract
     if found is None:
         raise CommandFailed(
             f"model '{served.name}': backend '{served.config.backend}' has no profiler; "

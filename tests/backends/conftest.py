@@ -51,12 +51,13 @@ class Loader:
         declared: Signature = UNDECLARED,
         backend: str = "",
         name: str = "m",
+        device: str = "cpu",
         close: bool = True,
     ) -> Model:
         """Load a file that is there already, with the backend that recognises it or that is named."""
         registry = Registry()
         info = registry.info(backend) if backend else registry.for_files({file.name})
-        source = ModelSource(name, 1, file.parent, file if file.exists() else None, parameters, declared)
+        source = ModelSource(name, 1, file.parent, file if file.exists() else None, parameters, declared, device)
         model = registry.backend(info).load(source)
         if close:
             self._closing.callback(model.close)

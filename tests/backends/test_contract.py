@@ -160,9 +160,9 @@ def test_loads_again_after_it_was_closed(case: Case, load: Any, execute: Any) ->
 
 
 KNOWN = {
-    "onnxruntime": "inter_op_thread_count, execution_mode, .*, session\\.\\*, ep\\.\\*$",
-    "torch-pt2": "device, intra_op_thread_count$",
-    "torch-torchscript": "device, intra_op_thread_count$",
+    "onnxruntime": "inter_op_thread_count, execution_mode, .*, session\\.\\*, ep\\.\\*, cuda\\.\\*$",
+    "torch-pt2": "dtype, compile, intra_op_thread_count$",
+    "torch-torchscript": "dtype, compile, intra_op_thread_count$",
     "echo": "delay_ms$",
 }
 
