@@ -34,8 +34,8 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _ON_GPU = ("cuda", "tensorrt", "nvtensorrtrtx")
-_NOT_FOR_USERS = re.compile(r"device_id|has_user_compute_stream|user_compute_stream|.*cuda_graph.*")
-"""Options of providers that would work against the instance group, or against memory that differs from call to call."""
+_RESERVED = re.compile(rf"({'|'.join(_ON_GPU)})\.(device_id|.*user_compute_stream|.*cuda_graph.*)")
+"""Options of providers that say what the instance group says, or expect the same memory in every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,11 @@ class Providers:
         """Those that `execution_providers` and the device ask for.
 
         Raises:
-            LoadError: this onnxruntime lacks one, or none is left for the device.
+            LoadError: this onnxruntime lacks one, none is left for the device, or an option of one is the gateway's own.
         """
+        if taken := next(filter(_RESERVED.fullmatch, source.parameters), ""):
+            why = "instance_group { gpus: [..] } says it" if taken.endswith("device_id") else "it would not be kept to"
+            raise LoadError(f"parameter '{taken}': leave it out, {why}")
         kind, _, number = source.device.partition(":")
         listed = _listed(source)
         names = listed or (("cuda", "cpu") if kind == "cuda" else ("cpu",))
@@ -69,16 +72,9 @@ class Providers:
         return cls(names, int(number or 0), on_gpu=kind == "cuda")
 
     def options(self, source: ModelSource, name: str) -> dict[str, str]:
-        """What a provider is told: the parameters `cuda.*` and the like, and the GPU's number.
-
-        Raises:
-            LoadError: a parameter would be at odds with how the gateway uses the provider.
-        """
+        """What a provider is told: the parameters `cuda.*` and the like, and the GPU's number."""
         prefix = f"{name}."
-        own = {key[len(prefix) :]: text for key, text in source.parameters.items() if key.startswith(prefix)}
-        if refused := next(filter(_NOT_FOR_USERS.fullmatch, own), ""):
-            why = "instance_group { gpus: [..] } says it" if refused == "device_id" else "the gateway cannot keep to it"
-            raise LoadError(f"parameter '{prefix}{refused}': leave it out: {why}")
+        own = {key.removeprefix(prefix): text for key, text in source.parameters.items() if key.startswith(prefix)}
         return {**own, "device_id": str(self.device_id)} if name in _ON_GPU else own
 
 
