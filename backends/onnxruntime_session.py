@@ -57,7 +57,7 @@ class Providers:
         """Those that `execution_providers` and the device ask for.
 
         Raises:
-            LoadError: this onnxruntime lacks one, none is left for the device, or an option of one is the gateway's own.
+            LoadError: this onnxruntime lacks one, none is left for the device, or an option is the gateway's own.
         """
         if taken := next(filter(_RESERVED.fullmatch, source.parameters), ""):
             why = "instance_group { gpus: [..] } says it" if taken.endswith("device_id") else "it would not be kept to"
