@@ -81,6 +81,7 @@ class ModelSource:
         parameters: the `parameters` of config.pbtxt.
         declared: the inputs and outputs that config.pbtxt declares; empty tuples where it declares none.
         device: where to load it: "cpu", "cuda:1", or "" for the backend's own choice.
+        preferred_batch_sizes: rows that batches will mostly have, ascending; empty where config.pbtxt names none.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ModelSource:
     parameters: Mapping[str, str] = field(default_factory=dict)
     declared: Signature = Signature((), ())
     device: str = ""
+    preferred_batch_sizes: tuple[int, ...] = ()
 
 
 class Instance(Protocol):

@@ -22,7 +22,8 @@ class BackendInfo:
         name: as `backend:` in config.pbtxt spells it.
         target: "module:attribute" of its class.
         filenames: model files it recognises in a version folder; empty if it works without one.
-        runtime: module that must be importable, or "" for none.
+        takes: further model files, which it loads where config.pbtxt names it.
+        runtime: modules of which one must be importable; empty if it needs none.
         extra: extra of the distribution that installs the runtime.
         aliases: other spellings that Triton's repositories use.
         platform: Triton's name of the file format, which ModelMetadata reports.
@@ -31,7 +32,8 @@ class BackendInfo:
     name: str
     target: str
     filenames: tuple[str, ...] = ()
-    runtime: str = ""
+    takes: tuple[str, ...] = ()
+    runtime: tuple[str, ...] = ()
     extra: str = ""
     aliases: tuple[str, ...] = ()
     platform: str = ""
@@ -39,7 +41,7 @@ class BackendInfo:
     @property
     def installed(self) -> bool:
         """Whether its runtime can be imported."""
-        return not self.runtime or importlib.util.find_spec(self.runtime) is not None
+        return not self.runtime or any(importlib.util.find_spec(module) for module in self.runtime)
 
     @property
     def install_hint(self) -> str:
@@ -66,7 +68,7 @@ _BUILTIN = (
         "onnxruntime",
         "backends.onnxruntime:OnnxRuntimeBackend",
         filenames=("model.onnx",),
-        runtime="onnxruntime",
+        runtime=("onnxruntime",),
         extra="onnx",
         platform="onnxruntime_onnx",
     ),
@@ -74,10 +76,19 @@ _BUILTIN = (
         "torch",
         "backends.torch:TorchBackend",
         filenames=("model.pt2", "model.pt"),
-        runtime="torch",
+        runtime=("torch",),
         extra="torch",
         aliases=("pytorch",),
         platform="pytorch_libtorch",
+    ),
+    BackendInfo(
+        "tensorrt",
+        "backends.tensorrt:TensorRtBackend",
+        filenames=("model.plan",),
+        takes=("model.onnx",),
+        runtime=("tensorrt", "tensorrt_rtx"),
+        extra="tensorrt",
+        platform="tensorrt_plan",
     ),
     BackendInfo("python", "backends.python:PythonBackend", filenames=("model.py",)),
     BackendInfo("echo", "backends.echo:EchoBackend", aliases=("identity",)),

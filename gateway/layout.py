@@ -173,14 +173,21 @@ def source(folder: ModelFolder, version: int, registry: Registry) -> tuple[Backe
         info = registry.info(named)
     else:  # a file of another name shows its backend by its suffix alone
         info = registry.for_files({f"model{Path(filename).suffix}"} if filename else filenames)
-    expected = (filename,) if filename else info.filenames
+    expected = (filename,) if filename else (*info.filenames, *info.takes)
     file = next((name for name in expected if name in filenames), None)
     if expected and file is None:
         found = ", ".join(sorted(filenames)) or "an empty folder"
         raise LoadError(f"expected {' or '.join(expected)}, found {found}")
     declared = folder.declared
-    path = directory / file if file else None
-    return info, ModelSource(folder.name, version, directory, path, declared.backend_parameters, declared.signature)
+    return info, ModelSource(
+        folder.name,
+        version,
+        directory,
+        directory / file if file else None,
+        declared.backend_parameters,
+        declared.signature,
+        preferred_batch_sizes=declared.preferred_batch_sizes,
+    )
 
 
 def _read_config(path: Path) -> Declared:

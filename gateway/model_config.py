@@ -45,6 +45,16 @@ class Declared:
         )
 
     @property
+    def preferred_batch_sizes(self) -> tuple[int, ...]:
+        """Rows that batches will mostly have, ascending.
+
+        Raises:
+            LoadError: the parameter `batch_sizes` does not hold.
+        """
+        preferred = self.proto.dynamic_batching.preferred_batch_size
+        return tuple(sorted({*preferred, *parameters.batch_sizes(self.proto)}))
+
+    @property
     def backend_parameters(self) -> dict[str, str]:
         """The `parameters` as plain strings, without the gateway's own."""
         return {key: value.string_value for key, value in self.proto.parameters.items() if key not in parameters.OWN}

@@ -3,65 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import loading
+from support.loading import Loader
 from support.models import install_third_party
 
-from backends.base import Model, ModelSource, Signature, TensorSpec
-from backends.registry import Registry
-
-UNDECLARED = Signature((), ())
-Content = bytes | str | Path | Callable[[Path], None]
-
-
-class Loader:
-    """Puts a model file into a version folder of its own and loads it with the backend that recognises it."""
-
-    def __init__(self, root: Path, closing: ExitStack) -> None:
-        self._root = root
-        self._closing = closing
-        self.count = 0
-
-    def file(self, filename: str, content: Content) -> Path:
-        """The model file in a new version folder; `content` may be what writes it."""
-        self.count += 1
-        path = self._root / str(self.count) / filename
-        path.parent.mkdir(parents=True)
-        if callable(content):
-            content(path)
-        elif isinstance(content, Path):
-            path.write_bytes(content.read_bytes())
-        else:
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    def __call__(self, filename: str, content: Content, parameters: Mapping[str, str] = {}, **options: Any) -> Model:
-        """The loaded model, closed when the test ends."""
-        return self.reload(self.file(filename, content), parameters, **options)
-
-    def reload(
-        self,
-        file: Path,
-        parameters: Mapping[str, str] = {},
-        *,
-        declared: Signature = UNDECLARED,
-        backend: str = "",
-        name: str = "m",
-        device: str = "cpu",
-        close: bool = True,
-    ) -> Model:
-        """Load a file that is there already, with the backend that recognises it or that is named."""
-        registry = Registry()
-        info = registry.info(backend) if backend else registry.for_files({file.name})
-        source = ModelSource(name, 1, file.parent, file if file.exists() else None, parameters, declared, device)
-        model = registry.backend(info).load(source)
-        if close:
-            self._closing.callback(model.close)
-        return model
+from backends.base import Signature, TensorSpec
 
 
 @pytest.fixture
@@ -74,19 +25,7 @@ def load(tmp_path: Path) -> Iterator[Loader]:
 @pytest.fixture
 def execute() -> Callable[..., Mapping[str, Any]]:
     """Executes one batch in an instance of its own, on a thread of its own."""
-
-    def once(model: Model, inputs: dict[str, Any]) -> Mapping[str, Any]:
-        instance = model.instance()
-        try:
-            return instance.execute(inputs)
-        finally:
-            instance.close()
-
-    def execute(model: Model, **inputs: Any) -> Mapping[str, Any]:
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(once, model, inputs).result()
-
-    return execute
+    return loading.execute
 
 
 @pytest.fixture

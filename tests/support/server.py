@@ -19,6 +19,7 @@ from tensorgate_client.wire import inference_pb2_grpc
 
 _READY = re.compile(r"ready: gRPC on (\S+):(\d+)")
 TENSORGATE = Path(sys.executable).with_name("tensorgate")
+_COMMAND = [TENSORGATE] if TENSORGATE.exists() else [sys.executable, "-m", "gateway"]  # on a GPU host, from a checkout
 
 
 class ServerProcess:
@@ -26,7 +27,7 @@ class ServerProcess:
 
     def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [TENSORGATE, "serve", *arguments],
+            [*_COMMAND, "serve", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
