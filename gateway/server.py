@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Awaitable
 from contextlib import suppress
-from importlib.metadata import version
 from platform import python_version
 from typing import Any
 
@@ -17,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from backends.registry import Registry
-from gateway import layout, polling
+from gateway import VERSION, layout, polling
 from gateway.cache import ResponseCache
 from gateway.logs import AccessLog, ServerLog
 from gateway.metrics import MetricsPage, ModelReading, Reading
@@ -25,7 +24,7 @@ from gateway.metrics_http import MetricsEndpoint
 from gateway.model import Loader
 from gateway.observing import Observer
 from gateway.repository import Repository
-from gateway.servicer import NAME, SERVICE, Servicer
+from gateway.servicer import SERVICE, Servicer
 from gateway.settings import Settings
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
@@ -52,7 +51,7 @@ class Server:
 
     def __init__(self, settings: Settings, log: ServerLog) -> None:
         self._settings = settings
-        self._traces = Traces(settings, version(NAME))
+        self._traces = Traces(settings, VERSION)
         access = AccessLog() if settings.access_log else None
         self._observer = Observer(self._traces, log, access, settings.max_message_mb * 1024 * 1024)
         self._state = ServerState()
@@ -99,7 +98,7 @@ class Server:
         if settings.metrics_port is None:
             return
         transport = "native" if settings.native else "grpcio"
-        page = MetricsPage({"version": version(NAME), "transport": transport, "python": python_version()})
+        page = MetricsPage({"version": VERSION, "transport": transport, "python": python_version()})
         address = _address(settings, settings.metrics_port)
         try:
             self._metrics = MetricsEndpoint(settings.host, settings.metrics_port, self._reading, page)

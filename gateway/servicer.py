@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from google.protobuf import message as protobuf
 
-from gateway import streaming
+from gateway import VERSION, streaming
 from gateway.catalogue import State
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered, let_go
 from gateway.logs import about, kind_of
@@ -138,7 +137,7 @@ class Servicer:
         return pb.ModelReadyResponse(ready=True)
 
     async def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=NAME, version=version(NAME), extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=NAME, version=VERSION, extensions=EXTENSIONS)
 
     async def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         model = self._catalogue.find(request.name, request.version)

@@ -28,6 +28,27 @@ def gpu() -> Any:
 
 
 @pytest.fixture(scope="session")
+def torch_gpu() -> str:
+    """The first GPU by PyTorch's name."""
+    import torch  # noqa: PLC0415  # takes seconds
+
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch finds no GPU" if torch.version.cuda else "this PyTorch was built without CUDA")
+    return "cuda:0"
+
+
+@pytest.fixture(scope="session")
+def onnx_gpu() -> str:
+    """The first GPU, once it is known that ONNX Runtime can use one."""
+    import onnxruntime  # noqa: PLC0415
+
+    offered = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in offered:
+        pytest.skip(f"this onnxruntime offers {', '.join(offered)}")
+    return "cuda:0"
+
+
+@pytest.fixture(scope="session")
 def engines(gpu: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The backend `tensorrt`, once it is known that its library executes anything on this GPU."""
     registry = Registry()
