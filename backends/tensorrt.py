@@ -55,8 +55,8 @@ class TensorRtBackend:
         if source.file is None:
             raise LoadError("backend 'tensorrt' needs a model.plan or model.onnx in the version folder")
         warn_of_unknown(source, (*PARAMETERS, "tf32", "cuda_graphs"))
-        recipe = Recipe(Sizes.of(source), tf32=switch(source, "tf32", default=True))
         recorded_rows = source.preferred_batch_sizes if switch(source, "cuda_graphs", default=True) else ()
+        recipe = Recipe(Sizes.of(source), tf32=switch(source, "tf32", default=True), graphs=bool(recorded_rows))
         about = f"model {source.name}/{source.version}"
         gpu = _gpu(source.device)
 
@@ -79,7 +79,7 @@ class TensorRtModel:
     def __init__(self, engine: Engine, gpu: Gpu, plan_size: int, about: str) -> None:
         self.signature = engine.signature
         self.memory = {f"GPU:{gpu.ordinal}": plan_size}  # of the weights, and little else
-        self._engine: Engine | None = engine
+        self._engine = engine
         self._gpu = gpu
         self._about = about
 
@@ -91,13 +91,12 @@ class TensorRtModel:
         """
         from backends.tensorrt_instance import TensorRtInstance  # noqa: PLC0415  # needs a driver
 
-        assert self._engine is not None  # noqa: S101  # until it is closed
         return TensorRtInstance(self._engine, self._gpu, self._about)
 
     def close(self) -> None:
         """Free the weights."""
         with self._gpu.current():
-            self._engine = None
+            self._engine.free()
 
 
 def _gpu(device: str) -> Gpu:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import LoadError
-from backends.tensorrt_library import IS_RTX, LOGGER, VERSION, tensor_spec, told, trt
+from backends.tensorrt_library import IS_RTX, LOGGER, VERSION, Errors, one_line, tensor_spec, trt
 from backends.tensorrt_profile import Sizes
 
 _log = logging.getLogger(__name__)
@@ -25,10 +25,12 @@ class Recipe:
     Attributes:
         sizes: of the inputs.
         tf32: whether FP32 is multiplied as TF32: three decimal digits less, several times as fast.
+        graphs: whether its executions are to be recorded as CUDA graphs.
     """
 
     sizes: Sizes
     tf32: bool = True
+    graphs: bool = False
 
 
 def build(file: Path, recipe: Recipe, about: str) -> Any:
@@ -42,20 +44,19 @@ def build(file: Path, recipe: Recipe, about: str) -> Any:
     Raises:
         LoadError: the file is no ONNX that the library can execute, or the recipe does not fit it.
     """
-    progress = _Progress(about)
-    with LOGGER.errors() as errors:
-        try:
-            plan = _plan(file, recipe, progress)
-        except (RuntimeError, TypeError, ValueError) as error:  # as its bindings do where a constructor gives nothing
-            errors.append(str(error))
-            plan = None
+    progress, errors = _Progress(about), Errors()
+    try:
+        plan = _plan(file, recipe, progress, errors)
+    except (RuntimeError, TypeError, ValueError) as error:  # as its bindings do where a constructor gives nothing
+        errors.report_error(None, str(error))
+        plan = None
     if plan is None:
-        raise LoadError(f"{file.name}: {VERSION} fails to build an engine: {told(errors)}")
+        raise LoadError(f"{file.name}: {VERSION} fails to build an engine: {errors.told()}")
     _log.info("%s: engine built in %.1f s, %.1f MB", about, progress.seconds, plan.nbytes / 1e6)
     return plan
 
 
-def _plan(file: Path, recipe: Recipe, progress: _Progress) -> Any:
+def _plan(file: Path, recipe: Recipe, progress: _Progress, errors: Errors) -> Any:
     builder = trt.Builder(LOGGER)
     # Precision is what the file says: TensorRT 11 knows no other networks, 10 has to be told.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -65,6 +66,7 @@ def _plan(file: Path, recipe: Recipe, progress: _Progress) -> Any:
     config = builder.create_builder_config()
     _configure(builder, config, network, recipe)
     config.progress_monitor = progress
+    builder.error_recorder = errors  # not before: a network that has it when it is parsed crashes when it is freed
     return builder.build_serialized_network(network, config)
 
 
@@ -78,7 +80,7 @@ def _configure(builder: Any, config: Any, network: Any, recipe: Recipe) -> None:
         config.add_optimization_profile(profile)
     if not recipe.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if IS_RTX:  # or executions might allocate memory, which CUDA forbids while it records a graph
+    if recipe.graphs and IS_RTX:  # or they might allocate memory, which CUDA forbids while it records a graph
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
@@ -86,8 +88,8 @@ def _parse_errors(parser: Any) -> str:
     found = []
     for error in (parser.get_error(index) for index in range(parser.num_errors)):
         node = f"node '{error.node_name()}' ({error.node_operator()}): " if error.node_operator() else ""
-        found.append(node + " ".join(error.desc().split()))
-    return told(found)
+        found.append(node + error.desc())
+    return one_line(found)
 
 
 class _Progress(trt.IProgressMonitor):  # type: ignore[misc]  # the library carries no types

@@ -52,8 +52,9 @@ class EngineCache:
                 except LoadError as error:
                     _log.warning("%s: the kept engine does not load and is built again: %s", about, error)
             plan = build()
+            engine = opened(plan)
             self._keep(plan, about)
-            return opened(plan)
+            return engine
 
     def _read(self) -> bytes | None:
         try:

@@ -45,8 +45,11 @@ class Gpu:
             drv.Context.pop()
 
     def memory(self) -> str:
-        """How much of its memory is free, for a message. Needs the context."""
-        free, total = drv.mem_get_info()
+        """How much of its memory is free, for a message. Needs the context current."""
+        try:
+            free, total = drv.mem_get_info()
+        except drv.Error as error:  # after a fault CUDA refuses everything in the process
+            return f"GPU {self.ordinal} does not answer: {error}"
         return f"{free >> 20} of {total >> 20} MiB are free on GPU {self.ordinal}"
 
 

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backends.base import LoadError, Signature, TensorSpec
-from backends.tensorrt_library import IS_RTX, LOGGER, VERSION, tensor_spec, told, trt
+from backends.tensorrt_library import IS_RTX, LOGGER, VERSION, Errors, tensor_spec, trt
 from backends.tensorrt_profile import Range, Shape
 
 Shapes = tuple[Shape, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Engine:
     """An engine in a GPU's memory.
 
     Attributes:
         runtime, engine: the library's; the first has to live as long as the second.
+        errors: what the library reports of them.
         configuration: of the library's execution contexts; None where it has none.
         signature: what the engine takes and gives.
         ranges: the shapes it takes, in the order of its inputs.
@@ -27,10 +28,16 @@ class Engine:
 
     runtime: Any
     engine: Any
+    errors: Errors
     configuration: Any
     signature: Signature
     ranges: tuple[Range, ...]
     recorded_rows: frozenset[int]
+
+    def free(self) -> None:
+        """Give back the GPU's memory, whoever still holds this object; needs the context current."""
+        self.configuration = self.engine = None
+        self.runtime = None
 
     @property
     def largest(self) -> Shapes:
@@ -61,11 +68,11 @@ def open_engine(plan: Any, gpu: str, recorded_rows: Sequence[int]) -> Engine:
         LoadError: it was built for another GPU or version or is damaged, the memory does not suffice, or it has a
             tensor that cannot be served.
     """
-    with LOGGER.errors() as errors:
-        runtime = trt.Runtime(LOGGER)
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise LoadError(f"{VERSION} does not load the engine on {gpu}: {told(errors)}")
+    runtime, errors = trt.Runtime(LOGGER), Errors()
+    runtime.error_recorder = errors
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise LoadError(f"{VERSION} does not load the engine on {gpu}: {errors.told()}")
     inputs, outputs = _tensors(engine)
     ranges = tuple(_range(engine, spec) for spec in inputs)
     signature = Signature.of(inputs, outputs)
@@ -74,7 +81,7 @@ def open_engine(plan: Any, gpu: str, recorded_rows: Sequence[int]) -> Engine:
     recorded = frozenset(
         rows for rows in recorded_rows if all(range_.low[:1] <= (rows,) <= range_.high[:1] for range_ in ranges)
     )
-    return Engine(runtime, engine, _configuration(engine, recorded), signature, ranges, recorded)
+    return Engine(runtime, engine, errors, _configuration(engine, recorded), signature, ranges, recorded)
 
 
 def _tensors(engine: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:

@@ -14,7 +14,7 @@ import pycuda.driver as drv
 from backends.base import Array, InvalidInput, LoadError, require
 from backends.tensorrt_cuda import Buffer, Gpu, Recording, Stream
 from backends.tensorrt_engine import Engine, Shapes
-from backends.tensorrt_library import LOGGER, VERSION, told
+from backends.tensorrt_library import VERSION, Errors
 from backends.tensorrt_profile import Range
 
 _log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class TensorRtInstance:
         self._inputs = engine.signature.inputs
         self._outputs = engine.signature.outputs
         self._held = _Held()
+        self._errors = Errors()
         self._records = True
         with gpu.current():
             try:
@@ -71,21 +72,22 @@ class TensorRtInstance:
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Say what went wrong in a sentence."""
-        with LOGGER.errors() as errors:
-            try:
-                yield
-            except (drv.Error, RuntimeError) as error:
-                why = told([str(error), *errors])
-                raise LoadError(f"the engine does not run: {why} ({self._gpu.memory()})") from error
+        try:
+            yield
+        except (drv.Error, RuntimeError) as error:
+            raise LoadError(f"the engine does not run on {self._gpu.kind}: {error} ({self._gpu.memory()})") from error
 
     def _set_up(self) -> None:
         """Allocate for the largest shapes, then execute on zeros: what fails or is slow at first is so now."""
         held, engine = self._held, self._engine
         held.stream = Stream()
-        configured = () if engine.configuration is None else (engine.configuration,)
-        held.context = engine.engine.create_execution_context(*configured)
+        if engine.configuration is None:
+            held.context = engine.engine.create_execution_context()
+        else:
+            held.context = engine.engine.create_execution_context(engine.configuration)
         if held.context is None:
-            raise RuntimeError(f"{VERSION} gives no execution context")
+            raise RuntimeError(f"{VERSION} gives no execution context: {engine.errors.told()}")
+        held.context.error_recorder = self._errors
         for spec, shape in zip(self._inputs, engine.largest, strict=True):
             held.buffers[spec.name] = Buffer(max(prod(shape), 1) * spec.dtype.itemsize)
         self._shape_inputs(engine.largest)
@@ -137,18 +139,16 @@ class TensorRtInstance:
         return outputs
 
     def _shape_inputs(self, shapes: Shapes) -> None:
-        with LOGGER.errors() as errors:
-            for spec, shape in zip(self._inputs, shapes, strict=True):
-                if not self._held.context.set_input_shape(spec.name, shape):
-                    raise RuntimeError(f"the engine refuses {shape} for '{spec.name}': {told(errors)}")
+        for spec, shape in zip(self._inputs, shapes, strict=True):
+            if not self._held.context.set_input_shape(spec.name, shape):
+                raise RuntimeError(f"{VERSION} refuses {shape} for '{spec.name}': {self._errors.told()}")
 
     def _enqueue(self, stream: Stream, shapes: Shapes, outputs: Shapes) -> None:
         """Give the stream the whole way of a batch, there and back."""
         for spec, shape in zip(self._inputs, shapes, strict=True):
             self._held.buffers[spec.name].upload(shape, spec.dtype, stream)
-        with LOGGER.errors() as errors:
-            if not self._held.context.execute_async_v3(stream.handle):
-                raise RuntimeError(f"{VERSION} fails to execute: {told(errors)}")
+        if not self._held.context.execute_async_v3(stream.handle):
+            raise RuntimeError(f"{VERSION} fails to execute: {self._errors.told()}")
         for spec, shape in zip(self._outputs, outputs, strict=True):
             self._held.buffers[spec.name].download(shape, spec.dtype, stream)
 

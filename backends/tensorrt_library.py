@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from backends.base import LoadError, TensorSpec
-
-_log = logging.getLogger(__name__)
 
 NAMES = ("tensorrt", "tensorrt_rtx")
 
@@ -39,47 +34,54 @@ _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
 }
 
-_LEVELS = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.INFO, "INFO": logging.DEBUG}
-
-
-class _Logger(trt.ILogger):  # type: ignore[misc]  # the library carries no types
-    """Passes on what the library tells; it wants one logger for the whole process."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self._thread = threading.local()
-
-    def log(self, severity: Any, msg: str) -> None:
-        """Called by the library, on whichever thread it is."""
-        level = _LEVELS.get(severity.name)
-        if level is None:
-            return
-        kept: list[str] | None = getattr(self._thread, "kept", None)
-        text = " ".join(msg.split())
-        if kept is not None and level == logging.ERROR:
-            kept.append(text)
-            level = logging.DEBUG
-        _log.log(level, "%s", text)
-
-    @contextmanager
-    def errors(self) -> Iterator[list[str]]:
-        """What the library calls errors on this thread meanwhile, for a message: its functions only give None."""
-        around = getattr(self._thread, "kept", None)
-        kept: list[str] = []
-        self._thread.kept = kept
-        try:
-            yield kept
-        finally:
-            self._thread.kept = around
-
-
-LOGGER = _Logger()
+# Of the library's own: a logger in Python would be called on its threads, which then wait for the GIL while whoever has
+# that may be waiting for them. Errors come by way of recorders.
+LOGGER: Any = trt.Logger(trt.Logger.INTERNAL_ERROR)
 trt.init_libnvinfer_plugins(LOGGER, "")
 
 
-def told(errors: list[str]) -> str:
-    """The errors in a line; the library repeats itself, and the first says most."""
-    return "; ".join(dict.fromkeys(errors[:3])) or "it does not say why"
+class Errors(trt.IErrorRecorder):  # type: ignore[misc]  # the library carries no types
+    """What the library reports of an object of its own, for a message: its functions only give None or False."""
+
+    def __init__(self) -> None:
+        trt.IErrorRecorder.__init__(self)
+        self._errors: list[tuple[Any, str]] = []
+
+    def told(self) -> str:
+        """The errors since the last time, in a line."""
+        texts = [text for _, text in self._errors]
+        self.clear()
+        return one_line(texts)
+
+    def report_error(self, arg0: Any, arg1: str) -> bool:
+        """Called by the library, on any of its threads."""
+        self._errors.append((arg0, arg1))
+        return True
+
+    def num_errors(self) -> int:
+        """How many there are."""
+        return len(self._errors)
+
+    def get_error_code(self, arg0: int) -> Any:
+        """Of the error of that number."""
+        return self._errors[arg0][0]
+
+    def get_error_desc(self, arg0: int) -> str:
+        """Of the error of that number."""
+        return self._errors[arg0][1]
+
+    def has_overflowed(self) -> bool:
+        """Whether there were more than could be kept."""
+        return False
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._errors.clear()
+
+
+def one_line(texts: Sequence[str]) -> str:
+    """The first of the texts; the library repeats itself, and the first say most."""
+    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in texts[:3])) or "it does not say why"
 
 
 def tensor_spec(name: str, dtype: Any, shape: Any) -> TensorSpec:

@@ -46,8 +46,8 @@ class Sizes:
         Raises:
             LoadError: a parameter does not hold.
         """
-        rows = source.declared.max_batch_size or max(_DEFAULT_ROWS, *source.preferred_batch_sizes, 1)
-        preferred = [size for size in source.preferred_batch_sizes if size <= rows]
+        preferred = source.preferred_batch_sizes
+        rows = max(source.declared.max_batch_size or _DEFAULT_ROWS, *preferred, 1)  # batches are padded to those
         return cls(
             {key: _shapes(key, source.parameters.get(key, "")) for key in PARAMETERS},
             {spec.name: spec.shape for spec in source.declared.inputs},

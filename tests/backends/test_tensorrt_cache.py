@@ -151,15 +151,16 @@ def test_an_engine_that_does_not_load(file: Path, caplog: pytest.LogCaptureFixtu
     assert message == "model m/1: the kept engine does not load and is built again: magic tag missing"
 
 
-def test_a_failed_build_leaves_nothing(file: Path) -> None:
-    """After a build that failed the next start builds again."""
+def test_a_failure_leaves_nothing(file: Path) -> None:
+    """After a build that failed, or gave an engine that does not load here, the next start builds again."""
 
-    def fail() -> bytes:
+    def fail(*_: Any) -> bytes:
         raise LoadError("no")
 
-    with pytest.raises(LoadError, match=r"^no$"):
-        EngineCache(file).engine(fail, bytes, ABOUT)
-    assert kept(file) == []
+    for building, opened in ((fail, bytes), (Builder(), fail)):
+        with pytest.raises(LoadError, match=r"^no$"):
+            EngineCache(file).engine(building, opened, ABOUT)
+        assert kept(file) == []
     assert EngineCache(file).engine(Builder(), bytes, ABOUT) == b"the engine"
 
 

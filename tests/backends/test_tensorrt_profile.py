@@ -36,6 +36,11 @@ def test_without_a_config() -> None:
     assert profile(PIXELS, preferred_batch_sizes=(64,))["pixels"].high == (64, 3, 8, 8)
 
 
+def test_padded_beyond_the_limit() -> None:
+    """Batches of up to 20 rows that are filled up to 32 need an engine for 32."""
+    assert profile(PIXELS, rows=20, preferred_batch_sizes=(1, 32))["pixels"].high == (32, 3, 8, 8)
+
+
 def test_fixed_sizes_need_no_profile() -> None:
     """A model that leaves no size open has nothing to say about sizes."""
     assert profile(TensorSpec.of("x", np.float32, (8, 4)), rows=8) == {}

