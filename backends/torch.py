@@ -98,10 +98,12 @@ class TorchModel:
         return TorchProfiler(self.instance, self._device)
 
     def close(self) -> None:
-        """Give up the weights; those on a GPU go back to the driver, for other runtimes to use."""
-        del self._program
+        """Free the weights; those on a GPU go back to the driver, for other runtimes to use."""
         if self._device.type == "cuda":
+            for weight in self._program.weights:  # of modules that hold each other: they go when Python next looks
+                weight.untyped_storage().resize_(0)
             torch.cuda.empty_cache()
+        del self._program
 
 
 class CpuInstance:

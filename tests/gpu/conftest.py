@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +67,6 @@ def engines(gpu: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     except LoadError as error:
         pytest.skip(f"{gpu.kind}: {error}")
     return backend
-
-
-@pytest.fixture(scope="session")
-def distribution(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a server looks up of its own distribution, also where it runs from a checkout that nobody has installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            version("tensorgate")
-        except PackageNotFoundError:
-            folder = tmp_path_factory.mktemp("distribution")
-            (folder / "tensorgate-0.dist-info").mkdir()
-            (folder / "tensorgate-0.dist-info" / "METADATA").write_text("Name: tensorgate\nVersion: 0\n")
-            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        yield
 
 
 @pytest.fixture

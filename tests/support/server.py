@@ -19,9 +19,8 @@ from tensorgate_client.wire import inference_pb2_grpc
 
 _READY = re.compile(r"ready: gRPC on (\S+):(\d+)")
 TENSORGATE = Path(sys.executable).with_name("tensorgate")
-COMMAND: list[str | Path] = (
-    [TENSORGATE] if TENSORGATE.exists() else [sys.executable, "-m", "gateway"]
-)  # on a GPU host, from a checkout
+# On a GPU's machine the suite runs from a checkout that nobody has installed.
+COMMAND: list[str | Path] = [TENSORGATE] if TENSORGATE.exists() else [sys.executable, "-m", "gateway"]
 
 
 class ServerProcess:
