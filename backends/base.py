@@ -80,7 +80,7 @@ class ModelSource:
         file: the model file inside it, or None if the backend works without one.
         parameters: the `parameters` of config.pbtxt.
         declared: the inputs and outputs that config.pbtxt declares; empty tuples where it declares none.
-        device: where to load: "cpu", "cuda:1", or "" for the backend's own choice.
+        device: where to load it: "cpu", "cuda:1", or "" for the backend's own choice.
         preferred_batch_sizes: rows that batches will mostly have, ascending; empty where config.pbtxt names none.
     """
 
@@ -197,7 +197,11 @@ class Profiler(Protocol):
 
 
 class Backend(Protocol):
-    """Loads models for one runtime."""
+    """Loads models for one runtime.
+
+    A backend that can use a GPU has one more method, `obstacle(source, kind)`: why it cannot load a source on a kind of
+    device, "cuda" or "cpu", in words for the model's owner; "" if it can. Without it, a backend is asked for the CPU.
+    """
 
     def load(self, source: ModelSource) -> Model:
         """Load a version.

@@ -6,26 +6,15 @@ import ctypes
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
-from backends.base import (
-    Array,
-    InvalidInput,
-    LoadError,
-    ModelSource,
-    Signature,
-    TensorSpec,
-    require,
-    switch,
-    warn_of_unknown,
-    whole_number,
-)
+from backends.base import Array, InvalidInput, LoadError, ModelSource, Signature, TensorSpec, require, warn_of_unknown
 from backends.onnxruntime_profiler import OnnxRuntimeProfiler
+from backends.onnxruntime_session import PARAMETERS, obstacle, opened, prefixes
 
 _log = logging.getLogger(__name__)
 
@@ -47,24 +36,6 @@ _DTYPES: dict[str, Any] = {
 }
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy's buffer protocol cannot express
 
-_ENTRIES = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
-_PARAMETERS = (
-    "execution_providers",
-    "intra_op_thread_count",
-    "inter_op_thread_count",
-    "execution_mode",
-    "graph_optimization_level",
-    "enable_mem_arena",
-    "enable_mem_pattern",
-)
-_PREFIXES = ("session.", "ep.")
-_LEVELS = {
-    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
-
 
 class OnnxRuntimeBackend:
     """Loads ONNX models.
@@ -73,7 +44,9 @@ class OnnxRuntimeBackend:
     protocol's datatypes; a warning names the others.
 
     Parameters (all optional):
-        execution_providers: comma-separated, first choice first, as "CUDA, CPU"; default "CPU".
+        execution_providers: comma-separated, first choice first, as "TensorRT, CUDA, CPU"; by default "CUDA, CPU" on a
+            GPU and "CPU" else. Those for GPUs are left out where the instance group is on the CPU.
+        cuda.*, tensorrt.*, ...: a provider's own options, as `cuda.gpu_mem_limit`.
         intra_op_thread_count, inter_op_thread_count: 0 lets the runtime choose.
         execution_mode: 0 sequential (default), 1 parallel.
         graph_optimization_level: disable, basic, extended or all (default).
@@ -91,11 +64,14 @@ class OnnxRuntimeBackend:
         """
         if source.file is None:
             raise LoadError("backend 'onnxruntime' needs a model.onnx in the version folder")
-        warn_of_unknown(source, _PARAMETERS, _PREFIXES)
-        providers = _providers(source.parameters.get("execution_providers", "CPU"))
-        opened = partial(_session, source, source.file, providers)
-        session = opened()
-        return OnnxRuntimeModel(session, _outputs(session.get_outputs(), source), opened)
+        warn_of_unknown(source, PARAMETERS, prefixes(source))
+        again = partial(opened, source, source.file)
+        session = again()
+        return OnnxRuntimeModel(session, _outputs(session.get_outputs(), source), again)
+
+    def obstacle(self, source: ModelSource, kind: str) -> str:
+        """Why this onnxruntime cannot load the source on a kind of device, "cuda" or "cpu"; "" if it can."""
+        return obstacle(source, kind)
 
 
 class OnnxRuntimeModel:
@@ -111,10 +87,9 @@ class OnnxRuntimeModel:
         self._shared = _shared_sizes(session.get_inputs())
         self._inputs = [spec.name for spec in self.signature.inputs]
         self._outputs = [spec.name for spec in self.signature.outputs]
-        # numpy arrays of bfloat16 need OrtValues on the way in and out; everything else goes straight through.
         dtypes = {spec.dtype for spec in (*self.signature.inputs, *self.signature.outputs)}
-        self._needs_values = np.dtype(ml_dtypes.bfloat16) in dtypes
-        if self._needs_values and np.dtype(np.object_) in dtypes:
+        self._has_strings = np.dtype(np.object_) in dtypes
+        if self._has_strings and np.dtype(ml_dtypes.bfloat16) in dtypes:
             raise LoadError("onnxruntime takes no BF16 and string tensors in one call: cast to float in the model")
 
     @property
@@ -147,55 +122,23 @@ class OnnxRuntimeModel:
         }
 
     def _run(self, feed: Mapping[str, Array]) -> list[Array]:
-        if self._needs_values:
-            values = {name: _to_value(array) for name, array in feed.items()}
-            return [_from_value(v) for v in self._session.run_with_ort_values(self._outputs, values)]
-        results: list[Array] = self._session.run(self._outputs, feed)
-        return results
+        if self._has_strings:  # which cannot be bound
+            results: list[Array] = self._session.run(self._outputs, feed)
+            return results
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            # On the CPU the model reads the array itself; onto a GPU it is copied here.
+            if array.dtype == ml_dtypes.bfloat16:
+                binding.bind_ortvalue_input(name, _to_value(array))
+            else:
+                binding.bind_cpu_input(name, np.asarray(array, order="C"))
+        for name in self._outputs:
+            binding.bind_output(name)  # to the CPU, in memory that the runtime takes for this run
+        self._session.run_with_iobinding(binding)
+        return [_from_value(value) for value in binding.get_outputs()]
 
     def close(self) -> None:
         """The session is freed with its last reference."""
-
-
-def _session(source: ModelSource, file: Path, providers: Sequence[str], profile: str = "") -> ort.InferenceSession:
-    """A session over the file; with `profile`, one that writes what it does to a file of that prefix."""
-    options = _session_options(source)
-    if profile:
-        options.enable_profiling = True
-        options.profile_file_prefix = profile
-    try:
-        return ort.InferenceSession(file, options, providers=providers)
-    except Exception as error:  # the runtime raises a class of its own per status, none of them exported
-        raise LoadError(f"{file.name}: {' '.join(str(error).split())}") from error
-
-
-def _session_options(source: ModelSource) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # fatal only: an error comes back as an exception and need not be printed as well
-    options.intra_op_num_threads = whole_number(source, "intra_op_thread_count", 0)
-    options.inter_op_num_threads = whole_number(source, "inter_op_thread_count", 0)
-    options.enable_cpu_mem_arena = switch(source, "enable_mem_arena", default=True)
-    options.enable_mem_pattern = switch(source, "enable_mem_pattern", default=True)
-    if switch(source, "execution_mode", default=False):
-        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-    level = source.parameters.get("graph_optimization_level", "all").strip().lower()
-    if level not in _LEVELS:
-        raise LoadError(f"parameter 'graph_optimization_level': expected one of {', '.join(_LEVELS)}, got '{level}'")
-    options.graph_optimization_level = _LEVELS[level]
-    own = {key: value for key, value in source.parameters.items() if key.startswith(_PREFIXES)}
-    for key, value in {**_ENTRIES, **own}.items():
-        options.add_session_config_entry(key, value)
-    return options
-
-
-def _providers(text: str) -> list[str]:
-    available = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
-    wanted = [part.strip().removesuffix("ExecutionProvider").lower() for part in text.split(",") if part.strip()]
-    unknown = [name for name in wanted if name not in available]
-    if unknown or not wanted:
-        offered = ", ".join(name.removesuffix("ExecutionProvider") for name in available.values())
-        raise LoadError(f"parameter 'execution_providers': this onnxruntime offers {offered}; got '{text}'")
-    return [available[name] for name in wanted]
 
 
 def _outputs(nodes: Sequence[Any], source: ModelSource) -> list[TensorSpec]:
@@ -266,13 +209,13 @@ def _objects(elements: list[Any], shape: tuple[int, ...]) -> Array:
 
 
 def _to_value(array: Array) -> ort.OrtValue:
-    if array.dtype == ml_dtypes.bfloat16:
-        bits = np.asarray(array, order="C").view(np.uint16)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(array)
+    """An array of bfloat16 as the runtime's tensor, over the same memory: numpy has no such datatype of its own."""
+    bits = np.asarray(array, order="C").view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
 
 
 def _from_value(value: ort.OrtValue) -> Array:
+    """The runtime's tensor as an array, over the same memory where numpy has the datatype."""
     if value.element_type() != _BFLOAT16:
         return np.asarray(value.numpy())
     raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from backends.base import Backend, LoadError
+from backends.base import Backend, LoadError, ModelSource
 
 GROUP = "tensorgate.backends"
 """Entry point group of backends that other distributions bring."""
@@ -147,3 +147,15 @@ class Registry:
         if info.name not in self._backends:
             self._backends[info.name] = info.load()
         return self._backends[info.name]
+
+    def obstacle(self, info: BackendInfo, source: ModelSource, kind: str) -> str:
+        """Why the backend cannot load a source on a kind of device, "cuda" or "cpu"; "" if it can.
+
+        Raises:
+            LoadError: it is not installed.
+        """
+        backend = self.backend(info)
+        told = getattr(backend, "obstacle", None)  # optional in the contract
+        if told is None:
+            return "" if kind == "cpu" else f"backend '{info.name}' uses no GPU: say KIND_CPU"
+        return str(told(source, kind))

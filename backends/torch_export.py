@@ -17,7 +17,11 @@ from torch.export.pt2_archive import _package as archives
 from torch.utils import _pytree as pytree
 
 from backends.base import UNBOUNDED, InvalidInput, LoadError, ModelSource, Signature, TensorSpec
-from backends.torch_program import DTYPES, Program, Run, first_line, output_names, paths, weights_of
+from backends.torch_precision import cast
+from backends.torch_program import DTYPES, Program, Run, Target, first_line, output_names, paths, weights_of
+
+_DTYPE_CHECK = torch.ops.aten._assert_tensor_metadata.default
+"""Holds a tensor to the datatype that it was exported with."""
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _OPAQUE = re.compile(r"data/constants/opaque_obj")
@@ -25,7 +29,7 @@ _SIZE_REFUSED = re.compile(r"Expected input (?:at )?(?P<path>.+)\.shape\[\d+\] "
 _reading = threading.Lock()
 
 
-def load(path: str, source: ModelSource, device: torch.device) -> Program:
+def load(path: str, source: ModelSource, target: Target) -> Program:
     """An exported program; arguments that are no tensors keep the values they were exported with.
 
     Raises:
@@ -40,14 +44,28 @@ def load(path: str, source: ModelSource, device: torch.device) -> Program:
         ) from refused
     except Exception as error:  # whatever the archive's reader stumbles over
         raise LoadError(f"{Path(path).name}: torch.export cannot read it: {first_line(error)}") from error
-    if device.type != "cpu":
+    if target.device.type != "cpu":
         from torch.export.passes import move_to_device_pass  # noqa: PLC0415  # needed off the CPU only
 
-        exported = move_to_device_pass(exported, device)
+        exported = move_to_device_pass(exported, target.device)
     signature, wanted = _signature(exported, source)
+    module = _module(exported, target)
+    weights = weights_of(module, () if target.dtype else exported.constants.values())
+    return Program(signature, _runner(exported, module, wanted), weights)
+
+
+def _module(exported: torch.export.ExportedProgram, target: Target) -> torch.nn.Module:
     # Sizes are checked either way; the guards would check them once more, by code generated at load.
     module = exported.module(check_guards=False)
-    return Program(signature, _runner(exported, module, wanted), weights_of(module, exported.constants.values()))
+    if target.dtype:
+        cast(module, target.dtype)
+        for node in module.graph.find_nodes(op="call_function", target=_DTYPE_CHECK):
+            module.graph.erase_node(node)
+        module.recompile()
+    if target.compiled:
+        # Not the module as a whole: its check of the sizes comes before, and is to say what it always says.
+        module.forward = torch.compile(module.forward, dynamic=True)
+    return module
 
 
 def _runner(exported: torch.export.ExportedProgram, module: torch.nn.Module, wanted: Sequence[int]) -> Run:

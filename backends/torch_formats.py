@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,27 +14,48 @@ from torch.utils import _pytree as pytree
 
 from backends import torch_export
 from backends.base import LoadError, ModelSource, Signature
-from backends.torch_program import Program, first_line, joined, output_names, paths, positions, weights_of
+from backends.torch_precision import cast
+from backends.torch_program import Program, Target, first_line, joined, output_names, paths, positions, weights_of
+
+_AOTINDUCTOR = "/data/aotinductor/"
 
 
-def load(source: ModelSource, device: torch.device) -> Program:
+def load(source: ModelSource, target: Target) -> Program:
     """Read the source's file, whichever format it holds.
 
     Raises:
-        LoadError: the file is damaged or of another kind; the message says which kinds there are.
+        LoadError: the file is damaged or of another kind, or cannot run like that; the message says what can be done.
     """
     path = str(source.file)
     members = _members(path)
-    if any("/data/aotinductor/" in name for name in members):
-        return _load_aotinductor(path, source, device)
+    if any(_AOTINDUCTOR in name for name in members):
+        if target.dtype or target.compiled:
+            raise LoadError(
+                "parameters 'dtype' and 'compile': an AOTInductor package is compiled already, leave them out"
+            )
+        return _load_aotinductor(path, source, target.device)
     if any(name.endswith("/archive_format") for name in members):
-        return torch_export.load(path, source, device)
+        return torch_export.load(path, source, target)
     if any(name.endswith("/constants.pkl") for name in members):
-        return _load_torchscript(path, source, device)
+        if target.compiled:
+            raise LoadError("parameter 'compile': torch.compile does not take TorchScript: export with torch.export")
+        return _load_torchscript(path, source, target)
     raise LoadError(
         f"{_name(path)} is neither a torch.export archive nor TorchScript; a pickled module or a bare state_dict is "
         "not served: write one with torch.export.save(torch.export.export(model, example), 'model.pt2')"
     )
+
+
+def compiled_for(path: Path) -> str:
+    """The kind of device that an AOTInductor package was compiled for, "cpu" or "cuda"; "" for any other file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if _AOTINDUCTOR in name and name.endswith("_metadata.json"):
+                    return str(json.loads(archive.read(name)).get("AOTI_DEVICE_KEY", ""))
+    except (OSError, ValueError, zipfile.BadZipFile):  # loading it will say what is wrong
+        pass
+    return ""
 
 
 def _members(path: str) -> list[str]:
@@ -53,9 +76,6 @@ def _load_aotinductor(path: str, source: ModelSource, device: torch.device) -> P
         package = torch._inductor.aoti_load_package(path, device_index=-1 if device.index is None else device.index)
     except Exception as error:
         raise LoadError(f"{_name(path)}: AOTInductor cannot load it: {first_line(error)}") from error
-    built_for = package.get_metadata().get("AOTI_DEVICE_KEY", device.type)
-    if built_for != device.type:
-        raise LoadError(f"the package was compiled for {built_for}: set parameter 'device' to it, not '{device.type}'")
     in_spec, out_spec = (pytree.treespec_loads(text) for text in package.loader.get_call_spec())
     known = [joined(p[1:]) if p[0] == pytree.SequenceKey(1) else f"INPUT__{i}" for i, p in enumerate(paths(in_spec))]
     named = output_names(out_spec, source)
@@ -73,14 +93,16 @@ def _load_aotinductor(path: str, source: ModelSource, device: torch.device) -> P
     return Program(declared, run)
 
 
-def _load_torchscript(path: str, source: ModelSource, device: torch.device) -> Program:
+def _load_torchscript(path: str, source: ModelSource, target: Target) -> Program:
     """TorchScript. Its schema names the arguments; dtypes and shapes have to be declared."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the format is on its way out, its files are not
         try:
-            module = torch.jit.load(path, map_location=device).eval()
+            module = torch.jit.load(path, map_location=target.device).eval()
         except Exception as error:
             raise LoadError(f"{_name(path)}: TorchScript cannot load it: {first_line(error)}") from error
+    if target.dtype:
+        cast(module, target.dtype)
     schema = module.forward.schema
     arguments = schema.arguments[1:]  # the first is the module itself, whatever its author called it
     needed = [a.name for a in arguments if not a.has_default_value()]

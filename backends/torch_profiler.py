@@ -62,7 +62,10 @@ class ProfiledProgram:
             self._profile.export_chrome_trace(str(trace))
         averages = self._profile.key_averages(group_by_input_shape=self._by_node)
         # Kernels on a device are events of their own, and in the times of the operators that started them.
-        return [self._operation(event) for event in averages if event.device_type == DeviceType.CPU]
+        operators = [event for event in averages if event.device_type == DeviceType.CPU]
+        if not self._on_cpu:  # calls of CUDA's own functions are events, too, and started none
+            operators = [event for event in operators if event.device_time_total > 0]
+        return [self._operation(event) for event in operators]
 
     def _operation(self, event: Any) -> Operation:
         shapes = [f" {size}" for size in event.input_shapes if size] if self._by_node else []

@@ -37,6 +37,21 @@ _INDEX = re.compile(r".*__(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """How a file's program is to run.
+
+    Attributes:
+        device: where.
+        dtype: what its weights are cast to; None leaves them as they are.
+        compiled: by torch.compile.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+    compiled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """Something that runs, and the names, dtypes and shapes of its tensors in the order `run` takes and gives.
 

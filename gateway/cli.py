@@ -9,10 +9,9 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-from gateway import settings
+from gateway import VERSION, settings
 from gateway.commands import arguments
 from gateway.commands.failure import CommandFailed
 
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; its exit code."""
     parser = ArgumentParser("tensorgate", description="A gRPC inference gateway.")
-    parser.add_argument("--version", action="version", version=f"tensorgate {version('tensorgate')}")
+    parser.add_argument("--version", action="version", version=f"tensorgate {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_demo(commands)

@@ -24,6 +24,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from gateway.gpus import GpuMeter, GpuReading
 from gateway.machine import Machine
 from gateway.stats import BOUNDS_NS, STAGES, Failure, Histogram, ModelStatistics
 
@@ -77,6 +78,7 @@ class MetricsPage:
         self._build = InfoMetricFamily("tensorgate_build", "The server's version and what it runs on", dict(build))
         self._process = ProcessCollector(registry=None)
         self._machine = Machine()
+        self._gpus = GpuMeter()
 
     def write(self, reading: Reading, accept: str) -> tuple[bytes, str]:
         """The page in the format that an Accept header asks for, and its content type."""
@@ -94,6 +96,7 @@ class MetricsPage:
         yield from _histograms(reading.models)
         yield from _of_server(reading)
         yield from self._of_machine()
+        yield from _of_gpus(self._gpus.read())
         yield self._build
         yield from self._process.collect()
 
@@ -225,6 +228,37 @@ def _histograms(models: Sequence[ModelReading]) -> Iterator[Metric]:
             staged.add_metric((*which, stage), *_buckets(getattr(model.stats, stage)))
         rows.add_metric(which, *_row_buckets(model.stats))
     return iter((whole, staged, rows))
+
+
+_PER_GPU = ("gpu_uuid",)
+
+_GPU_GAUGES: tuple[tuple[str, str, Callable[[GpuReading], float | None]], ...] = (
+    ("nv_gpu_utilization", "GPU utilization rate [0.0 - 1.0]", lambda gpu: gpu.utilization),
+    ("nv_gpu_memory_total_bytes", "GPU total memory, in bytes", lambda gpu: gpu.memory_total),
+    ("nv_gpu_memory_used_bytes", "GPU used memory, in bytes", lambda gpu: gpu.memory_used),
+    ("nv_gpu_power_usage", "GPU power usage in watts", lambda gpu: gpu.power_w),
+    ("nv_gpu_power_limit", "GPU power management limit in watts", lambda gpu: gpu.power_limit_w),
+)
+
+
+def _of_gpus(gpus: Sequence[GpuReading]) -> Iterator[Metric]:
+    """What they tell; without a GPU, not even the names."""
+    for name, text, value in _GPU_GAUGES:
+        yield from _of_each(gpus, GaugeMetricFamily(name, text, labels=_PER_GPU), value)
+    energy = UnknownMetricFamily("nv_energy_consumption", "GPU energy consumption in joules", labels=_PER_GPU)
+    yield from _of_each(gpus, energy, lambda gpu: gpu.energy_j)
+
+
+def _of_each(
+    gpus: Sequence[GpuReading],
+    family: GaugeMetricFamily | UnknownMetricFamily,
+    value: Callable[[GpuReading], float | None],
+) -> Iterator[Metric]:
+    for gpu in gpus:
+        if (told := value(gpu)) is not None:
+            family.add_metric((gpu.uuid,), told)
+    if family.samples:
+        yield family
 
 
 _Bucket: TypeAlias = tuple[str, float] | tuple[str, float, Exemplar]

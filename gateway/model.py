@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from math import inf
 from typing import TypeAlias
 
-from backends import base
-from backends.base import LoadError
-from backends.registry import Registry
-from gateway import layout, model_config, parameters, warmup
+from gateway import parameters
 from gateway.batch import BatchLayout
 from gateway.batcher import Batcher
 from gateway.batching_policy import BatchingPolicy
@@ -21,17 +16,15 @@ from gateway.encode import Encoder
 from gateway.errors import InvalidRequest
 from gateway.heads import KnownHeads
 from gateway.inference import Inference, Told
-from gateway.instances import ThreadInstance, Worker
 from gateway.logs import about
 from gateway.message import Message
 from gateway.padding import Padding
 from gateway.request import Stages
+from gateway.runtime import Runtime
 from gateway.shared_memory import Regions
 from gateway.stats import ModelStatistics
 from gateway.tensor_rules import TensorRule, rules
 from tensorgate_client.wire import model_config_pb2 as pb
-
-_log = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -143,133 +136,3 @@ class ServedModel:
 
 FindModel: TypeAlias = Callable[[str, str], ServedModel]
 """A model by its name and version."""
-
-
-@dataclass(slots=True)
-class Runtime:
-    """A loaded model and its instances, of which at least the first has a thread.
-
-    Attributes:
-        name: for logs.
-        platform: what clients are told the model runs on.
-        model, instances: what `aclose` frees.
-        memory: bytes of the weights by kind of device and its number; empty if the backend cannot tell.
-    """
-
-    name: str
-    platform: str
-    model: base.Model
-    instances: list[ThreadInstance] = field(default_factory=list)
-    memory: Mapping[tuple[str, int], int] = field(default_factory=dict)
-
-    async def aclose(self) -> None:
-        """Close what the model holds, whatever its own `close` methods do."""
-        for instance in self.instances:
-            try:
-                await instance.aclose()
-            except Exception:
-                _log.warning("model %s: an instance failed to close", self.name, exc_info=True)
-        worker = Worker(f"{self.name} close")  # freeing weights can take a while, which the event loop does not have
-        try:
-            await worker.submit(self.model.close)
-        except Exception:
-            _log.warning("model %s failed to close", self.name, exc_info=True)
-        finally:
-            worker.stop()
-
-
-@dataclass(frozen=True, slots=True)
-class Loader:
-    """Loads versions of models.
-
-    Attributes:
-        registry: the backends.
-        default_max_batch_size: rows, for a batching model that names no limit.
-        cache: the server's.
-        regions: of shared memory; None if tensors may not lie there.
-    """
-
-    registry: Registry
-    default_max_batch_size: int
-    cache: ResponseCache
-    regions: Regions | None = None
-
-    async def load(self, folder: layout.ModelFolder, version: int) -> ServedModel:
-        """Load a version, start its instances and warm them up.
-
-        Raises:
-            Exception: whatever the backend raises, LoadError if it foresaw it; nothing is left behind.
-            CancelledError: the server is going down. What the backend is busy with is left to end with the process.
-        """
-        worker = Worker(f"{folder.name}/{version}#0")
-        runtime: Runtime | None = None
-        try:
-            info, source = await worker.submit(lambda: layout.source(folder, version, self.registry))
-            model = await worker.submit(lambda: self.registry.backend(info).load(source))
-            runtime = Runtime(folder.name, info.platform or info.name, model)
-            runtime.memory = _memory(model)
-            signature = _normalised(model.signature)
-            config = model_config.complete(folder.declared, signature, self.default_max_batch_size)
-            _name(config, folder.name, info.name, source.file.name if source.file else "")
-            for index in range(sum(group.count for group in config.instance_group)):
-                owner = worker if index == 0 else Worker(f"{folder.name}/{version}#{index}")
-                runtime.instances.append(await ThreadInstance.start(owner, model))
-            served = ServedModel(version, config, runtime, self._cache_for(config, signature), self.regions)
-            for instance in runtime.instances:
-                await warmup.run(served, instance, folder.path)
-        except Exception:
-            if runtime:
-                await runtime.aclose()
-            worker.stop()
-            raise
-        return served
-
-    def _cache_for(self, config: pb.ModelConfig, signature: base.Signature) -> ResponseCache | None:
-        deterministic = parameters.deterministic(config) and signature.deterministic
-        if not config.response_cache.enable:
-            return None
-        if not deterministic:
-            _log.warning("model %s is declared non-deterministic: its responses are not cached", config.name)
-            return None
-        return self.cache
-
-
-def _memory(model: base.Model) -> dict[tuple[str, int], int]:
-    """What the model says its weights take, checked: statistics are to come to no harm by it."""
-    try:
-        stated = dict(getattr(model, "memory", {}))  # optional in the contract
-        devices = {device: device.partition(":") for device in stated}
-        return {(kind, int(number or 0)): int(stated[device]) for device, (kind, _, number) in devices.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise LoadError(f"the backend's `memory` is not as {{'CPU:0': bytes}}: {error}") from error
-
-
-def _normalised(signature: base.Signature) -> base.Signature:
-    """The signature in our own types: a foreign backend may give plain tuples."""
-    deterministic = getattr(signature, "deterministic", True)  # a foreign one need not have it
-    if not isinstance(deterministic, bool):
-        raise LoadError(f"deterministic is {deterministic!r}, expected True or False")
-    try:
-        return base.Signature(
-            tuple(base.TensorSpec.of(*spec) for spec in signature.inputs),
-            tuple(base.TensorSpec.of(*spec) for spec in signature.outputs),
-            signature.max_batch_size,
-            deterministic,
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise LoadError(f"the backend's signature does not follow the contract: {error}") from error
-
-
-def _name(config: pb.ModelConfig, name: str, backend: str, filename: str) -> None:
-    """Fill in what is known without the model: names, version policy, instances."""
-    config.name = name
-    config.backend = config.backend or backend
-    config.default_model_filename = config.default_model_filename or filename
-    if config.version_policy.WhichOneof("policy_choice") is None:
-        config.version_policy.latest.num_versions = 1
-    if not config.instance_group:
-        config.instance_group.add()
-    for index, group in enumerate(config.instance_group):
-        group.name = group.name or f"{name}_{index}"
-        group.kind = pb.ModelInstanceGroup.KIND_CPU
-        group.count = group.count or 1

@@ -121,13 +121,19 @@ def _check(config: pb.ModelConfig, name: str) -> None:
     if unsupported:
         raise LoadError(f"not supported: {', '.join(unsupported)}")
     for group in config.instance_group:
-        if group.kind in (pb.ModelInstanceGroup.KIND_GPU, pb.ModelInstanceGroup.KIND_MODEL):
-            kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
-            raise LoadError(f"instance_group {kind} is not supported: use KIND_CPU or KIND_AUTO")
-        if group.count < 0:
-            raise LoadError(f"instance_group count is {group.count}, expected 1 or more")
+        _check_group(group)
     for kind, tensors in (("input", config.input), ("output", config.output)):
         _check_tensors(kind, tensors)
+
+
+def _check_group(group: pb.ModelInstanceGroup) -> None:
+    kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
+    if group.count < 0:
+        raise LoadError(f"instance_group count is {group.count}, expected 1 or more")
+    if group.gpus and kind not in ("KIND_GPU", "KIND_AUTO"):
+        raise LoadError(f"instance_group {kind} has gpus {shown(group.gpus)}: say KIND_GPU, or leave gpus out")
+    if len(set(group.gpus)) < len(group.gpus) or any(number < 0 for number in group.gpus):
+        raise LoadError(f"instance_group gpus {shown(group.gpus)}: expected numbers from 0, each once")
 
 
 def _unsupported(config: pb.ModelConfig) -> Iterable[tuple[str, bool]]:

@@ -15,7 +15,7 @@ from backends.base import LoadError
 from gateway import layout
 from gateway.catalogue import UNLOADED, Catalogue, Entry, IndexRow, State, Version
 from gateway.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, ModelNotReady, without_folders
-from gateway.model import Loader
+from gateway.loader import Loader
 from gateway.model_config import check, parse_json
 
 _log = logging.getLogger(__name__)

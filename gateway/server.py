@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Awaitable
 from contextlib import suppress
-from importlib.metadata import version
 from platform import python_version
 
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -16,15 +15,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from backends.registry import Registry
-from gateway import layout, polling
+from gateway import VERSION, layout, polling
 from gateway.cache import ResponseCache
+from gateway.loader import Loader
 from gateway.logs import AccessLog, ServerLog
 from gateway.metrics import MetricsPage, ModelReading, Reading
 from gateway.metrics_http import MetricsEndpoint
-from gateway.model import Loader
 from gateway.observing import Observer
 from gateway.repository import Repository
-from gateway.servicer import NAME, SERVICE, Allowed, Servicer
+from gateway.servicer import SERVICE, Allowed, Servicer
 from gateway.services import Services
 from gateway.settings import Settings
 from gateway.shared_memory import Regions
@@ -53,7 +52,7 @@ class Server:
 
     def __init__(self, settings: Settings, log: ServerLog) -> None:
         self._settings = settings
-        self._traces = Traces(settings, version(NAME))
+        self._traces = Traces(settings, VERSION)
         access = AccessLog() if settings.access_log else None
         self._limit = settings.max_message_mb * 1024 * 1024
         self._observer = Observer(self._traces, log, access, self._limit)
@@ -102,7 +101,7 @@ class Server:
         if settings.metrics_port is None:
             return
         transport = "native" if settings.native else "grpcio"
-        page = MetricsPage({"version": version(NAME), "transport": transport, "python": python_version()})
+        page = MetricsPage({"version": VERSION, "transport": transport, "python": python_version()})
         address = _address(settings, settings.metrics_port)
         try:
             self._metrics = MetricsEndpoint(settings.host, settings.metrics_port, self._reading, page)

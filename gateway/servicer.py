@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from google.protobuf import message as protobuf
 
-from gateway import streaming, unary
+from gateway import VERSION, streaming, unary
 from gateway.catalogue import State
 from gateway.errors import InvalidRequest, ModelNotFound, ModelNotReady, NotAllowed, NotOffered, let_go
 from gateway.logs import kind_of
@@ -160,7 +159,7 @@ class Servicer:
 
     async def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         more = () if self._allowed.shared_memory is None else (_SHARED_MEMORY,)
-        return pb.ServerMetadataResponse(name=NAME, version=version(NAME), extensions=(*EXTENSIONS, *more))
+        return pb.ServerMetadataResponse(name=NAME, version=VERSION, extensions=(*EXTENSIONS, *more))
 
     async def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         model = self._catalogue.find(request.name, request.version)

@@ -14,7 +14,8 @@ from gateway.commands.failure import CommandFailed
 from gateway.commands.model import Model, Tensor
 from gateway.commands.requests import Inputs, make_requests
 from gateway.errors import InvalidRequest
-from gateway.model import Loader, ServedModel
+from gateway.loader import Loader
+from gateway.model import ServedModel
 from gateway.request import InferenceRequest
 from gateway.settings import Settings
 from gateway.tensor_rules import TensorRule
@@ -77,7 +78,8 @@ def profiler(served: ServedModel, flags: Namespace) -> base.Profiler:
     Raises:
         CommandFailed: there is none, or it has no trace to keep.
     """
-    found: base.Profiler | None = getattr(served.runtime.model, "profiler", None)  # optional in the contract
+    (model, *_) = served.runtime.models.values()
+    found: base.Profiler | None = getattr(model, "profiler", None)  # optional in the contract
     if found is None:
         raise CommandFailed(
             f"model '{served.name}': backend '{served.config.backend}' has no profiler; "

@@ -69,9 +69,9 @@ class TestContract(Contract):
 
 
 KNOWN = {
-    "onnxruntime": "inter_op_thread_count, execution_mode, .*, session\\.\\*, ep\\.\\*$",
-    "torch-pt2": "device, intra_op_thread_count$",
-    "torch-torchscript": "device, intra_op_thread_count$",
+    "onnxruntime": "inter_op_thread_count, execution_mode, .*, session\\.\\*, ep\\.\\*, cuda\\.\\*$",
+    "torch-pt2": "dtype, compile, intra_op_thread_count$",
+    "torch-torchscript": "dtype, compile, intra_op_thread_count$",
     "echo": "delay_ms$",
 }
 

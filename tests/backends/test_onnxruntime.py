@@ -121,8 +121,8 @@ def test_equals_the_bare_runtime(load: Any, execute: Any) -> None:
     ("parameters", "message"),
     [
         (
-            {"execution_providers": "CUDA, CPU"},
-            r"'execution_providers': this onnxruntime offers .*CPU; got 'CUDA, CPU'",
+            {"execution_providers": "CUDDA, CPU"},
+            r"'execution_providers': this onnxruntime offers .*CPU; got 'CUDDA, CPU'$",
         ),
         ({"execution_providers": " "}, r"'execution_providers': this onnxruntime offers .*CPU; got ' '"),
         ({"intra_op_thread_count": "two"}, "'intra_op_thread_count': expected a whole number of at least 0, got 'two'"),

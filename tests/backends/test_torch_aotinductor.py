@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from backends.base import LoadError
+from backends.base import LoadError, ModelSource
+from backends.registry import Registry
 
 
 class Compiled(nn.Module):
@@ -36,6 +37,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 X, SCALE = ("float32", (-1, 4)), ("float32", (-1, 1))
+TWO = np.full((1, 1), 2, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -99,3 +101,22 @@ def test_profiler(package: Path, load: Any, declare: Any) -> None:
     np.testing.assert_array_equal(instance.execute(feed)["scaled"], np.full((3, 4), 7, np.float32))
     assert all(name and calls for name, calls, _, _ in instance.stop(None))
     instance.close()
+
+
+def test_its_device(package: Path, load: Any, execute: Any, declare: Any) -> None:
+    """A package runs on what it was compiled for alone: beside a GPU, too, one for the CPU is on the CPU."""
+    registry = Registry()
+    file = load.file("model.pt2", package)
+    info, source = registry.for_files({file.name}), ModelSource("m", 1, file.parent, file)
+    assert registry.obstacle(info, source, "cpu") == ""
+    assert registry.obstacle(info, source, "cuda")
+    declared = declare({"x": X, "scale": SCALE}, {"scaled": X, "shifted": X})
+    outputs = execute(load.reload(file, declared=declared, device=""), x=np.ones((1, 4), np.float32), scale=TWO)
+    assert outputs["scaled"].tolist() == [[2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("parameters", [{"dtype": "bf16"}, {"compile": "true"}])
+def test_what_was_decided_when_it_was_compiled(parameters: dict[str, str], package: Path, load: Any) -> None:
+    """Parameters that come too late for a compiled package are refused."""
+    with pytest.raises(LoadError, match=r"^parameters 'dtype' and 'compile': an AOTInductor package"):
+        load("model.pt2", package, parameters)

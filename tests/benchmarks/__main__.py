@@ -21,6 +21,7 @@ _PARTS = {
     "streams": "messages per second through ModelStreamInfer, with a model that does nothing",
     "tracing": "what traces and metrics cost",
     "batching": "what the gateway itself costs, with a model that does nothing",
+    "gpu": "real networks on an NVIDIA GPU against the bare runtime; only if it is named",
 }
 
 
@@ -32,7 +33,7 @@ def main() -> int:
         epilog="parts:\n" + "\n".join(f"  {name:10} {described}" for name, described in _PARTS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; all of it by default")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; by default all but gpu")
     parser.add_argument("--quick", action="store_true", help="few short rounds, to see that it runs; not to be quoted")
     arguments = parser.parse_args()
     unknown = [part for part in arguments.parts if part not in _PARTS]
@@ -40,7 +41,7 @@ def main() -> int:
         parser.error(f"no part '{unknown[0]}': expected {', '.join(_PARTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the `with` blocks, which end the servers
     try:
-        _run(arguments.parts or list(_PARTS), quick=arguments.quick)
+        _run(arguments.parts or [part for part in _PARTS if part != "gpu"], quick=arguments.quick)
     except BenchmarkError as error:
         progress("")
         sys.stderr.write(f"benchmarks: {error}\n")
@@ -54,7 +55,8 @@ def main() -> int:
 
 def _run(parts: Sequence[str], *, quick: bool) -> None:
     # Imported here: what they import takes seconds, in which Ctrl-C must end cleanly and a wrong argument be told.
-    import_module("benchmarks.h2load").executable()
+    if set(parts) != {"gpu"}:  # which has its own load generators
+        import_module("benchmarks.h2load").executable()
     say(_machine())
     if quick:
         say("quick: too short to quote")

@@ -13,14 +13,14 @@ import numpy as np
 import onnxruntime as ort
 
 from backends.base import ModelSource
-from backends.onnxruntime import _session_options
+from backends.onnxruntime_session import session_options
 from benchmarks.models import MINILM, minilm_file, tokens
 from benchmarks.worker import answer_jobs
 
 
 def _session(file: Path) -> ort.InferenceSession:
-    # The backend's own options, private as they are: threads that spin on one side alone would decide the comparison.
-    options = _session_options(ModelSource(MINILM, 1, file.parent, file))
+    # The backend's own options: threads that spin on one side alone would decide the comparison.
+    options = session_options(ModelSource(MINILM, 1, file.parent, file))
     return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

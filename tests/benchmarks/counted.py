@@ -19,8 +19,8 @@ import uvloop
 from backends.registry import Registry
 from benchmarks.models import echo, floats
 from gateway.cache import ResponseCache
+from gateway.loader import Loader
 from gateway.logs import ServerLog
-from gateway.model import Loader
 from gateway.observing import Observer
 from gateway.repository import Repository
 from gateway.servicer import Allowed, Servicer

@@ -57,6 +57,7 @@ def closed(
     if count >= 3 * in_flight:
         measured = steady(ends, latencies, in_flight)
         figures |= {"rate": measured.rate, "p50_ms": measured.p50_ms}
+        figures["latencies_ms"] = [round(latency * 1000, 3) for latency in latencies]
     return figures
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,27 @@ def gpu() -> Any:
 
 
 @pytest.fixture(scope="session")
+def torch_gpu() -> str:
+    """The first GPU by PyTorch's name."""
+    import torch  # noqa: PLC0415  # takes seconds
+
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch finds no GPU" if torch.version.cuda else "this PyTorch was built without CUDA")
+    return "cuda:0"
+
+
+@pytest.fixture(scope="session")
+def onnx_gpu() -> str:
+    """The first GPU, once it is known that ONNX Runtime can use one."""
+    import onnxruntime  # noqa: PLC0415
+
+    offered = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in offered:
+        pytest.skip(f"this onnxruntime offers {', '.join(offered)}")
+    return "cuda:0"
+
+
+@pytest.fixture(scope="session")
 def engines(gpu: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The backend `tensorrt`, once it is known that its library executes anything on this GPU."""
     registry = Registry()
@@ -48,20 +67,6 @@ def engines(gpu: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     except LoadError as error:
         pytest.skip(f"{gpu.kind}: {error}")
     return backend
-
-
-@pytest.fixture(scope="session")
-def distribution(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a server looks up of its own distribution, also where it runs from a checkout that nobody has installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            version("tensorgate")
-        except PackageNotFoundError:
-            folder = tmp_path_factory.mktemp("distribution")
-            (folder / "tensorgate-0.dist-info").mkdir()
-            (folder / "tensorgate-0.dist-info" / "METADATA").write_text("Name: tensorgate\nVersion: 0\n")
-            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        yield
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def gateway(engines: Any, distribution: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(engines: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One server over all of them, and a bad one."""
     builder = RepositoryBuilder(tmp_path_factory.mktemp("repository") / "models")
     for name, (content, config) in CONFIGS.items():

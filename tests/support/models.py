@@ -71,10 +71,10 @@ def linear() -> nn.Module:
     return nn.Linear(4, 3).eval()
 
 
-def save_exported(module: nn.Module, path: Path, example: torch.Tensor, max_batch: int = 64) -> None:
+def save_exported(module: nn.Module, path: Path, *example: torch.Tensor, max_batch: int = 64) -> None:
     """Write `module` as a torch.export archive with an open batch dimension."""
     batch = torch.export.Dim("batch", min=1, max=max_batch)
-    torch.export.save(torch.export.export(module, (example,), dynamic_shapes=({0: batch},)), path)
+    torch.export.save(torch.export.export(module, example, dynamic_shapes=tuple({0: batch} for _ in example)), path)
 
 
 def save_torchscript(module: nn.Module, path: Path) -> None:

@@ -176,6 +176,5 @@ BAD = {
     "ragged": Case(
         tensor("input", "x", "[4]", "allow_ragged_batch: true"), ONNX, reason="not supported: input.allow_ragged_batch"
     ),
-    "gpu": Case("instance_group { kind: KIND_GPU }", ONNX, reason="KIND_GPU is not supported: use KIND_CPU"),
     "negative_count": Case("instance_group { count: -1 }", ONNX, reason="count is -1, expected 1 or more"),
 }

@@ -19,7 +19,8 @@ from tensorgate_client.wire import inference_pb2_grpc
 
 _READY = re.compile(r"ready: gRPC on (\S+):(\d+)")
 TENSORGATE = Path(sys.executable).with_name("tensorgate")
-_COMMAND = [TENSORGATE] if TENSORGATE.exists() else [sys.executable, "-m", "gateway"]  # on a GPU host, from a checkout
+# On a GPU's machine the suite runs from a checkout that nobody has installed.
+COMMAND: list[str | Path] = [TENSORGATE] if TENSORGATE.exists() else [sys.executable, "-m", "gateway"]
 
 
 class ServerProcess:
@@ -27,7 +28,7 @@ class ServerProcess:
 
     def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            [*_COMMAND, "serve", *arguments],
+            [*COMMAND, "serve", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
