@@ -1,0 +1,1 @@
+"""perf_analyzer, the load generator that Triton's makers measure with."""

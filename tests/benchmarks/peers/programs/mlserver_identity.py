@@ -1,0 +1,21 @@
+"""MLServer's side of `identity`: nothing of the tensor is decoded."""
+
+from collections.abc import AsyncIterator
+
+from mlserver import MLModel
+from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+
+
+class Identity(MLModel):
+    """Gives back what it gets."""
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """The answer to one request."""
+        (x,) = payload.inputs
+        y = ResponseOutput(name="y", shape=x.shape, datatype=x.datatype, data=x.data)
+        return InferenceResponse(model_name=self.name, outputs=[y])
+
+    async def predict_stream(self, payloads: AsyncIterator[InferenceRequest]) -> AsyncIterator[InferenceResponse]:
+        """The answers to a stream, one for each request."""
+        async for payload in payloads:
+            yield await self.predict(payload)

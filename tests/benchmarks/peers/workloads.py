@@ -1,0 +1,85 @@
+"""What is asked of the contenders in closed loops, and which of them can answer it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from benchmarks.measured import Measured
+from benchmarks.minilm import LENGTH
+from benchmarks.models import Arrays, floats, tokens
+from benchmarks.peers.results import Series
+from benchmarks.peers.servers import CACHED, IDENTITY, MINILM
+from benchmarks.report import progress
+
+OURS_AND_TRITON = ("triton", "native", "grpcio")
+BARE = "bare"
+_SERVERS = (*OURS_AND_TRITON, "mlserver", "ray")
+_ECHOES = ("echo-native", "echo-grpcio")
+_MANY = 150_000  # floats: 600 KB
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Equal calls.
+
+    Attributes:
+        name: as in `ONLY=`.
+        measures: in words.
+        model: who is called.
+        inputs: of each message.
+        levels: how many calls are under way at once.
+        contenders: who can answer, in the order of the table.
+        messages: of each call; with more than one, calls are streams.
+        analyzer: whether perf_analyzer sends them instead of h2load.
+    """
+
+    name: str
+    measures: str
+    model: str
+    inputs: Arrays
+    levels: Sequence[int]
+    contenders: Sequence[str]
+    messages: int = 1
+    analyzer: bool = False
+
+
+_FEW = {"x": floats()}
+WORKLOADS = (
+    Workload("identity", "identity of 16 floats", IDENTITY, _FEW, (1, 8, 64), (*_SERVERS, *_ECHOES)),
+    Workload("hits", "the same from the response cache", CACHED, _FEW, (1, 8, 64), (*OURS_AND_TRITON, "mlserver")),
+    Workload(MINILM, f"all-MiniLM-L6-v2, {LENGTH} tokens", MINILM, tokens(1, LENGTH), (1, 8, 16), (*OURS_AND_TRITON, BARE)),
+    Workload("large", "identity of 600 KB", IDENTITY, {"x": floats(_MANY)}, (1, 8), (*_SERVERS, *_ECHOES)),
+    Workload("streams", "1,000-message streams of 16 floats, messages/s", IDENTITY, _FEW, (1, 4), OURS_AND_TRITON, 1000),
+    Workload("analyzer", "identity, by perf_analyzer", IDENTITY, _FEW, (1, 8, 64), OURS_AND_TRITON, analyzer=True),
+)
+
+
+class Contender(Protocol):
+    """Somebody who answers calls."""
+
+    def measure(self, workload: Workload, in_flight: int, seconds: float) -> Measured:
+        """Messages per second and the median latency of a call, for about so long.
+
+        Raises:
+            BenchmarkError: it answers wrongly, or not.
+        """
+        ...
+
+
+def measure(
+    workload: Workload, contenders: Mapping[str, Contender], rounds: int, seconds: float
+) -> list[Series]:
+    """Round by round all levels, on each of them one contender after the other, to and fro."""
+    names = [name for name in workload.contenders if name in contenders]
+    taken: dict[tuple[int, str], list[Measured]] = defaultdict(list)
+    for turn in range(rounds):
+        for level in workload.levels:
+            for name in names[:: -1 if turn % 2 else 1]:
+                progress(f"{workload.name}: round {turn + 1} of {rounds}: {name}, {level} in flight")
+                taken[level, name].append(contenders[name].measure(workload, level, seconds))
+    return [
+        Series(workload.name, str(level), name, taken[level, name]) for level in workload.levels for name in names
+    ]
