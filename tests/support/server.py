@@ -116,9 +116,11 @@ def launch(*arguments: str | Path, environment: dict[str, str] | None = None) ->
 @contextmanager
 def serving(repository: Path, *arguments: str | Path, environment: dict[str, str] | None = None) -> Iterator[Gateway]:
     """A gateway over `repository` on a free port, ready to be called."""
-    with launch("--model-repository", repository, "--port", "0", *arguments, environment=environment) as server:
-        with connected(server, server.wait_until_ready()) as gateway:
-            yield gateway
+    with (
+        launch("--model-repository", repository, "--port", "0", *arguments, environment=environment) as server,
+        connected(server, server.wait_until_ready()) as gateway,
+    ):
+        yield gateway
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers [NAME ...] [--quick]`: measure the gateway beside other servers, print and keep a table."""
+"""`python -m benchmarks.peers [NAME ...] [--quick]`: measure the gateway beside other servers, print and keep it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from contextlib import ExitStack, contextmanager
 from benchmarks import h2load
 from benchmarks.minilm import LENGTH
 from benchmarks.models import embedding
+from benchmarks.peers import overload
 from benchmarks.peers.contenders import Bare, Echo, Server
-from benchmarks.peers.results import Results
+from benchmarks.peers.results import BARE, Results
 from benchmarks.peers.servers import LAUNCHES, running
 from benchmarks.peers.turns import halt
-from benchmarks.peers.workloads import BARE, WORKLOADS, Contender, measure
+from benchmarks.peers.workloads import OURS_AND_TRITON, WORKLOADS, Contender, measure
 from benchmarks.report import BenchmarkError, progress, say
 from benchmarks.worker import Worker
 
-_WORKLOADS = [workload.name for workload in WORKLOADS]
+_WORKLOADS = [*(workload.name for workload in WORKLOADS), overload.NAME]
 _CONTENDERS = [*LAUNCHES, BARE]
 _MEASURED = "{rounds} rounds of {seconds:g} s each: median (least-greatest)"
 
@@ -62,11 +63,18 @@ def _run(workloads: Collection[str], contenders: Collection[str], *, quick: bool
     rounds, seconds = (2, 0.4) if quick else (7, 1.2)
     results = Results(_MEASURED.format(rounds=rounds, seconds=seconds) + ("; too short to quote" if quick else ""))
     chosen = [workload for workload in WORKLOADS if workload.name in workloads]
-    needed = {name for workload in chosen for name in workload.contenders if name in contenders}
-    with _up(needed) as measured:
-        for workload in chosen:
-            results.add(measure(workload, measured, rounds, seconds))
-    say(results.text())
+    needed = {name for workload in chosen for name in workload.contenders}
+    if overload.NAME in workloads:
+        needed |= set(OURS_AND_TRITON)
+    try:
+        with _up(needed & set(contenders)) as measured:
+            for workload in chosen:
+                results.add(measure(workload, measured, rounds, seconds))
+            if overload.NAME in workloads:
+                servers = {name: contender for name, contender in measured.items() if isinstance(contender, Server)}
+                results.add(overload.measure(servers, (rounds + 1) // 3 or 1, 4 * seconds))
+    finally:  # what was measured before something failed is worth as much
+        say(results.text())
 
 
 @contextmanager

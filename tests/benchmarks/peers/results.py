@@ -13,7 +13,10 @@ from benchmarks.measured import Measured
 from benchmarks.models import KEPT
 from benchmarks.report import aligned, machine, number, ratios, spread
 
-REFERENCE = "triton"
+REFERENCE, BARE = "triton", "bare"
+BASES = (REFERENCE, BARE)
+"""What the others are divided by."""
+
 _REQUIREMENTS = Path(__file__).parent / "requirements"
 
 
@@ -25,6 +28,7 @@ class Series:
     load: str
     contender: str
     rounds: Sequence[Measured]
+    note: str = ""
 
     @property
     def rates(self) -> list[float]:
@@ -51,23 +55,26 @@ class Results:
 
     def text(self) -> str:
         """The table, with what it was measured on above it."""
-        columns = ("workload", "in flight", "contender", "answers/s", "p50 ms", f"over {REFERENCE}, by round")
+        columns = ("workload", "load", "contender", "answers/s", "p50 ms", *(f"over {name}" for name in BASES), "")
         rows = []
         for series in self._series:
-            over = self._over(series)
             rates, p50 = spread(series.rates, 0), number([measured.p50_ms for measured in series.rounds], 2)
-            rows.append((series.workload, series.load, series.contender, rates, p50, spread(over) if over else "-"))
+            over = [spread(values) if values else "-" for values in (self._over(series, base) for base in BASES)]
+            rows.append((series.workload, series.load, series.contender, rates, p50, *over, series.note))
         versions = ", ".join(f"{name} {version}" for name, version in self._versions.items())
         return "\n".join((self._machine, versions, self._head, "", *aligned(columns, rows), ""))
 
-    def _over(self, series: Series) -> list[float]:
-        """Round by round over the reference under the same load; empty where that was not measured."""
-        same = [other for other in self._series if (other.workload, other.load) == (series.workload, series.load)]
-        reference = next((other.rates for other in same if other.contender == REFERENCE), None)
-        return ratios(series.rates, reference) if reference else []
+    def _over(self, series: Series, base: str) -> list[float]:
+        """Round by round over a contender under the same load; empty where that was not measured, and for itself."""
+        load = series.workload, series.load
+        found = [one.rates for one in self._series if (one.workload, one.load) == load and one.contender == base]
+        return ratios(series.rates, found[0]) if found and series.contender != base else []
 
     def _described(self) -> dict[str, object]:
-        results = [{**asdict(series), f"over_{REFERENCE}": self._over(series)} for series in self._series]
+        results = [
+            {**asdict(series), **{f"over_{base}": self._over(series, base) for base in BASES}}
+            for series in self._series
+        ]
         return {"machine": self._machine, "versions": self._versions, "measured": self._head, "results": results}
 
 

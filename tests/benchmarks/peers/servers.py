@@ -78,24 +78,26 @@ def _triton(folder: Path, port: int) -> Launch:
     for model, more in ((MINILM, _BATCHING), (MINILM_QUEUE, _QUEUE)):
         files = {"model.py": _PROGRAMS / "triton_minilm.py", "model.onnx": minilm_file()}
         repository.add(model, files, _MINILM + more)
-    environment = _environment("triton")
-    packages = environment / "lib" / f"python{_PYTHON}" / "site-packages"
+    home = environment("triton")
+    packages = home / "lib" / f"python{_PYTHON}" / "site-packages"
     triton = packages / "pytriton" / "tritonserver"
     stub = "triton_python_backend_stub"
     shutil.copy2(triton / "python_backend_stubs" / _PYTHON / stub, triton / "backends" / "python" / stub)
-    command = [triton / "bin" / "tritonserver", "--model-repository", folder, "--backend-directory", triton / "backends"]
+    command = [
+        triton / "bin" / "tritonserver",
+        "--model-repository",
+        folder,
+        "--backend-directory",
+        triton / "backends",
+    ]
     command += ["--cache-directory", triton / "caches", "--cache-config", f"local,size={_CACHE_MB << 20}"]
     command += ["--grpc-address", "127.0.0.1", "--grpc-port", str(port)]
     command += ["--allow-http", "false", "--allow-metrics", "false"]
     variables = {
-        "LD_LIBRARY_PATH": f"{packages.parent / 'site-packages' / 'nvidia_pytriton.libs'}:{_libpython()}",
-        "PATH": f"{environment / 'bin'}:/usr/bin:/bin",  # the stub takes its packages from the first python3 there
+        "LD_LIBRARY_PATH": f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}",
+        "PATH": f"{home / 'bin'}:/usr/bin:/bin",  # the stub takes its packages from the first python3 there
     }
     return Launch(command, "Started GRPCInferenceService", variables)
-
-
-def _libpython() -> str:
-    return str(sysconfig.get_config_var("LIBDIR"))
 
 
 def _mlserver(folder: Path, port: int) -> Launch:
@@ -108,14 +110,15 @@ def _mlserver(folder: Path, port: int) -> Launch:
         (folder / model).mkdir()
         described = {"name": model, "implementation": "mlserver_identity.Identity", "cache_enabled": cached}
         (folder / model / "model-settings.json").write_text(json.dumps(described))
-    command = [_environment("mlserver") / "bin" / "mlserver", "start", folder]
+    command = [environment("mlserver") / "bin" / "mlserver", "start", folder]
     return Launch(command, "gRPC server running", {"PYTHONPATH": str(_PROGRAMS)})
 
 
 def _ray(folder: Path, port: int) -> Launch:
-    python = _environment("ray") / "bin" / "python"
-    variables = {"PYTHONPATH": "", "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_HTTP_PORT": str(free_port())}
-    return Launch([python, _PROGRAMS / "ray_identity.py", str(port)], "^ready", variables)
+    python = environment("ray") / "bin" / "python"
+    variables = {"PYTHONPATH": "", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    variables |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
+    return Launch([python, _PROGRAMS / "ray_identity.py", str(port), str(free_port())], "^ready", variables)
 
 
 def _echo(transport: str, folder: Path, port: int) -> Launch:
@@ -133,7 +136,7 @@ LAUNCHES: Mapping[str, Callable[[Path, int], Launch]] = {
 }
 
 
-def _environment(name: str) -> Path:
+def environment(name: str) -> Path:
     """The virtual environment of a peer.
 
     Raises:

@@ -10,14 +10,11 @@ from typing import Protocol
 from benchmarks.measured import Measured
 from benchmarks.minilm import LENGTH
 from benchmarks.models import Arrays, floats, tokens
-from benchmarks.peers.results import Series
+from benchmarks.peers.results import BARE, REFERENCE, Series
 from benchmarks.peers.servers import CACHED, IDENTITY, MINILM
 from benchmarks.report import progress
 
-OURS_AND_TRITON = ("triton", "native", "grpcio")
-BARE = "bare"
-_SERVERS = (*OURS_AND_TRITON, "mlserver", "ray")
-_ECHOES = ("echo-native", "echo-grpcio")
+OURS_AND_TRITON = (REFERENCE, "native", "grpcio")
 _MANY = 150_000  # floats: 600 KB
 
 
@@ -27,7 +24,6 @@ class Workload:
 
     Attributes:
         name: as in `ONLY=`.
-        measures: in words.
         model: who is called.
         inputs: of each message.
         levels: how many calls are under way at once.
@@ -37,7 +33,6 @@ class Workload:
     """
 
     name: str
-    measures: str
     model: str
     inputs: Arrays
     levels: Sequence[int]
@@ -47,13 +42,15 @@ class Workload:
 
 
 _FEW = {"x": floats()}
+_ALL = (*OURS_AND_TRITON, "mlserver", "ray", "echo-native", "echo-grpcio")
+MINILM_CALLS = Workload("minilm", MINILM, tokens(1, LENGTH), (1, 8, 16), (*OURS_AND_TRITON, BARE))
 WORKLOADS = (
-    Workload("identity", "identity of 16 floats", IDENTITY, _FEW, (1, 8, 64), (*_SERVERS, *_ECHOES)),
-    Workload("hits", "the same from the response cache", CACHED, _FEW, (1, 8, 64), (*OURS_AND_TRITON, "mlserver")),
-    Workload(MINILM, f"all-MiniLM-L6-v2, {LENGTH} tokens", MINILM, tokens(1, LENGTH), (1, 8, 16), (*OURS_AND_TRITON, BARE)),
-    Workload("large", "identity of 600 KB", IDENTITY, {"x": floats(_MANY)}, (1, 8), (*_SERVERS, *_ECHOES)),
-    Workload("streams", "1,000-message streams of 16 floats, messages/s", IDENTITY, _FEW, (1, 4), OURS_AND_TRITON, 1000),
-    Workload("analyzer", "identity, by perf_analyzer", IDENTITY, _FEW, (1, 8, 64), OURS_AND_TRITON, analyzer=True),
+    Workload("identity", IDENTITY, _FEW, (1, 8, 64), _ALL),
+    Workload("hits", CACHED, _FEW, (1, 8, 64), (*OURS_AND_TRITON, "mlserver")),
+    MINILM_CALLS,
+    Workload("large", IDENTITY, {"x": floats(_MANY)}, (1, 8), _ALL),
+    Workload("streams", IDENTITY, _FEW, (1, 4), OURS_AND_TRITON, messages=1000),
+    Workload("analyzer", IDENTITY, _FEW, (1, 8, 64), OURS_AND_TRITON, analyzer=True),
 )
 
 
@@ -69,9 +66,7 @@ class Contender(Protocol):
         ...
 
 
-def measure(
-    workload: Workload, contenders: Mapping[str, Contender], rounds: int, seconds: float
-) -> list[Series]:
+def measure(workload: Workload, contenders: Mapping[str, Contender], rounds: int, seconds: float) -> list[Series]:
     """Round by round all levels, on each of them one contender after the other, to and fro."""
     names = [name for name in workload.contenders if name in contenders]
     taken: dict[tuple[int, str], list[Measured]] = defaultdict(list)
@@ -80,6 +75,4 @@ def measure(
             for name in names[:: -1 if turn % 2 else 1]:
                 progress(f"{workload.name}: round {turn + 1} of {rounds}: {name}, {level} in flight")
                 taken[level, name].append(contenders[name].measure(workload, level, seconds))
-    return [
-        Series(workload.name, str(level), name, taken[level, name]) for level in workload.levels for name in names
-    ]
+    return [Series(workload.name, str(level), name, taken[level, name]) for level in workload.levels for name in names]

@@ -5,8 +5,8 @@ import signal
 import sys
 
 import grpc
-import uvloop
 import pygrpc_native.aio as native
+import uvloop
 
 _SERVICE = "inference.GRPCInferenceService"
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

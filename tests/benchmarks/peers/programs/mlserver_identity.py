@@ -1,7 +1,5 @@
 """MLServer's side of `identity`: nothing of the tensor is decoded."""
 
-from collections.abc import AsyncIterator
-
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 
@@ -14,8 +12,3 @@ class Identity(MLModel):
         (x,) = payload.inputs
         y = ResponseOutput(name="y", shape=x.shape, datatype=x.datatype, data=x.data)
         return InferenceResponse(model_name=self.name, outputs=[y])
-
-    async def predict_stream(self, payloads: AsyncIterator[InferenceRequest]) -> AsyncIterator[InferenceResponse]:
-        """The answers to a stream, one for each request."""
-        async for payload in payloads:
-            yield await self.predict(payload)
