@@ -31,7 +31,7 @@ newest:  ## run the suite with the newest releases that pyproject.toml allows, i
 bench: $(VENV)/.dev  ## measure the gateway on this machine; ONLY=minilm runs one part, QUICK=1 a short run
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks $(ONLY) $(if $(QUICK),--quick)
 
-bench-peers: $(VENV)/.dev $(PEERS:%=.venv-peers-%/.installed)  ## beside Triton, MLServer and Ray Serve (3 GB); ONLY="identity triton native", QUICK=1
+bench-peers: $(VENV)/.dev $(PEERS:%=.venv-peers-%/.installed)  ## the same beside Triton, MLServer and Ray Serve (1.4 GB); ONLY="identity triton native", QUICK=1
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.peers $(ONLY) $(if $(QUICK),--quick)
 
 soak: $(VENV)/.dev  ## random traffic for MINUTES=10: nothing lost, nothing wrong, nothing left behind

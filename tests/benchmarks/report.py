@@ -46,7 +46,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     cells = (columns, ["-" * width for width in widths], *rows)
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def machine() -> str:

@@ -46,9 +46,11 @@ input [
 output { name: "sentence_embedding" data_type: TYPE_FP32 dims: [ 384 ] }
 """
 _BATCHING = "dynamic_batching { }"
+# Short batches and a short queue, so that what it accepts is answered within 100 ms.
 _QUEUE = """
 dynamic_batching {
-  default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 50000 max_queue_size: 32 }
+  preferred_batch_size: 8
+  default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 40000 }
 }
 """
 

@@ -75,4 +75,7 @@ def measure(workload: Workload, contenders: Mapping[str, Contender], rounds: int
             for name in names[:: -1 if turn % 2 else 1]:
                 progress(f"{workload.name}: round {turn + 1} of {rounds}: {name}, {level} in flight")
                 taken[level, name].append(contenders[name].measure(workload, level, seconds))
-    return [Series(workload.name, str(level), name, taken[level, name]) for level in workload.levels for name in names]
+    note = f"messages/s; p50 of a stream of {workload.messages:,}" if workload.messages > 1 else ""
+    return [
+        Series(workload.name, str(level), name, taken[level, name], note) for level in workload.levels for name in names
+    ]
