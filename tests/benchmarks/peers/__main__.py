@@ -74,7 +74,8 @@ def _run(workloads: Collection[str], contenders: Collection[str], *, quick: bool
                 servers = {name: contender for name, contender in measured.items() if isinstance(contender, Server)}
                 results.add(overload.measure(servers, rounds // 2, 4 * seconds))
     finally:  # what was measured before something failed is worth as much
-        say(results.text())
+        if results.any:
+            say(results.text())
 
 
 @contextmanager

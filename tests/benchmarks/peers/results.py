@@ -19,8 +19,8 @@ BASES = (REFERENCE, BARE)
 """What the others are divided by."""
 
 _LEGEND = (
-    "native, grpcio: tensorgate on either transport; echo-native, echo-grpcio: gRPC alone, bytes back; bare: ONNX Runtime "
-    "in a loop; triton-queue: Triton with a time-out on its queue"
+    "native, grpcio: tensorgate on either transport; echo-native, echo-grpcio: gRPC alone, bytes back; bare: ONNX "
+    "Runtime in a loop; triton-queue: Triton with a time-out on its queue"
 )
 _REQUIREMENTS = Path(__file__).parent / "requirements"
 
@@ -50,6 +50,11 @@ class Results:
         self._versions = _versions()
         self._series: list[Series] = []
         self._file = KEPT / f"peers-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    @property
+    def any(self) -> bool:
+        """Whether something has been measured."""
+        return bool(self._series)
 
     def add(self, series: Sequence[Series]) -> None:
         """Keep these too."""
@@ -93,6 +98,6 @@ class Results:
 
 
 def _versions() -> dict[str, str]:
-    """Of the peers: what requirements/ pins."""
+    """Of the peers: what requirements/ pins to one release."""
     lines = "".join(file.read_text() for file in sorted(_REQUIREMENTS.glob("*.txt")))
-    return dict(re.findall(r"(?m)^([\w\[\]-]+)==(\S+)", lines))
+    return dict(re.findall(r"(?m)^([\w\[\]-]+)==([\d.]+)(?=\s)", lines))

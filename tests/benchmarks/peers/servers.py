@@ -118,7 +118,12 @@ def _mlserver(folder: Path, port: int) -> Launch:
 
 def _ray(folder: Path, port: int) -> Launch:
     python = environment("ray") / "bin" / "python"
-    variables = {"PYTHONPATH": "", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    variables = {
+        "PYTHONPATH": "",
+        "RAY_TMPDIR": str(folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+    }
     variables |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
     return Launch([python, _PROGRAMS / "ray_identity.py", str(port), str(free_port())], "^ready", variables)
 
@@ -157,7 +162,7 @@ def running(name: str) -> Iterator[Target]:
     Raises:
         BenchmarkError: it does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="tensorgate-peers-") as folder:
+    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         port = free_port()
         launch = LAUNCHES[name](Path(folder) / "models", port)
         server = ServerProcess(launch.command, launch.environment)
