@@ -26,16 +26,8 @@ def measure(address: str, model: str, in_flight: int, seconds: float) -> Measure
     cuda = next(home.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib"))
     with tempfile.NamedTemporaryFile("r", suffix=".csv") as report:
         command = [home / "bin" / "perf_analyzer", "-m", model, "-i", "grpc", "-u", address, "--async"]
-        command += [
-            "--shape",
-            "x:16",
-            "--input-data",
-            "random",
-            "--concurrency-range",
-            str(in_flight),
-            "-f",
-            report.name,
-        ]
+        command += ["--shape", "x:16", "--input-data", "random"]
+        command += ["--concurrency-range", str(in_flight), "-f", report.name]
         # On a busy machine it would look for a stable figure for minutes: the rounds and their spread stand for that.
         command += ["-p", str(round(seconds / _WINDOWS * 1000)), "-r", str(_WINDOWS), "-s", "999"]
         result = subprocess.run(

@@ -15,7 +15,7 @@ from pathlib import Path
 from support.models import RepositoryBuilder
 from support.server import TENSORGATE, ServerProcess, connected, free_port
 
-from benchmarks.models import minilm_file
+from benchmarks.models import KEPT, minilm_file
 from benchmarks.peers.turns import end
 from benchmarks.report import BenchmarkError
 from benchmarks.served import Target
@@ -83,15 +83,10 @@ def _triton(folder: Path, port: int) -> Launch:
     home = environment("triton")
     packages = home / "lib" / f"python{_PYTHON}" / "site-packages"
     triton = packages / "pytriton" / "tritonserver"
-    stub = "triton_python_backend_stub"
-    shutil.copy2(triton / "python_backend_stubs" / _PYTHON / stub, triton / "backends" / "python" / stub)
-    command = [
-        triton / "bin" / "tritonserver",
-        "--model-repository",
-        folder,
-        "--backend-directory",
-        triton / "backends",
-    ]
+    stubs, backends = triton / "python_backend_stubs" / _PYTHON, folder.parent / "backends"
+    for part in (triton / "backends" / "python", stubs):  # the backend wants the stub of its Python beside it
+        shutil.copytree(part, backends / "python", dirs_exist_ok=True)
+    command = [triton / "bin" / "tritonserver", "--model-repository", folder, "--backend-directory", backends]
     command += ["--cache-directory", triton / "caches", "--cache-config", f"local,size={_CACHE_MB << 20}"]
     command += ["--grpc-address", "127.0.0.1", "--grpc-port", str(port)]
     command += ["--allow-http", "false", "--allow-metrics", "false"]
@@ -118,13 +113,9 @@ def _mlserver(folder: Path, port: int) -> Launch:
 
 def _ray(folder: Path, port: int) -> Launch:
     python = environment("ray") / "bin" / "python"
-    variables = {
-        "PYTHONPATH": "",
-        "RAY_TMPDIR": str(folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
-    }
-    variables |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}
+    variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
+    # Short ways inside: no thread hops in the proxy, gRPC from it to the model.
+    variables |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "PYTHONPATH": ""}
     return Launch([python, _PROGRAMS / "ray_identity.py", str(port), str(free_port())], "^ready", variables)
 
 
@@ -170,7 +161,7 @@ def running(name: str) -> Iterator[Target]:
             try:
                 server.wait_for_log(f"(?m){launch.ready}", timeout=180)
             except AssertionError as error:  # with the server's log
-                Path(_ROOT / ".benchmarks" / f"{name}.log").write_text(str(error))
+                (KEPT / f"{name}.log").write_text(str(error))
                 raise BenchmarkError(f"{name} does not start: see .benchmarks/{name}.log") from None
             with connected(server, f"127.0.0.1:{port}") as gateway:
                 yield Target(gateway, Path(folder))
