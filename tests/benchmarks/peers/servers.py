@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 from support.models import RepositoryBuilder
 from support.server import TENSORGATE, ServerProcess, connected, free_port
 
@@ -151,20 +152,24 @@ def running(name: str) -> Iterator[Target]:
     """One of `LAUNCHES`, ready to be called.
 
     Raises:
-        BenchmarkError: it does not start.
+        BenchmarkError: it does not start, or ends.
     """
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         port = free_port()
         launch = LAUNCHES[name](Path(folder) / "models", port)
         server = ServerProcess(launch.command, launch.environment)
         try:
-            try:
-                server.wait_for_log(f"(?m){launch.ready}", timeout=180)
-            except AssertionError as error:  # with the server's log
-                (KEPT / f"{name}.log").write_text(str(error))
-                raise BenchmarkError(f"{name} does not start: see .benchmarks/{name}.log") from None
+            server.wait_for_log(f"(?m){launch.ready}", timeout=180)
             with connected(server, f"127.0.0.1:{port}") as gateway:
                 yield Target(gateway, Path(folder))
+        except (AssertionError, BenchmarkError, grpc.RpcError) as error:
+            if server.process.poll() is None and not isinstance(error, AssertionError):
+                raise  # another's fault, or an answer that says enough
+            (KEPT / f"{name}.log").write_text(server.log)
+            code = server.process.poll()
+            raise BenchmarkError(
+                f"{name} does not start, or ended (exit code {code}): see .benchmarks/{name}.log"
+            ) from error
         finally:
             end(server.process.pid)
             server.kill()
