@@ -4,10 +4,11 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 TRACING := .venv-tracing
+PEERS := triton mlserver ray perf
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test test-tracing newest bench instructions soak lint format protos clean
+.PHONY: help demo serve test test-tracing newest bench bench-peers instructions soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +33,9 @@ bench: $(VENV)/.dev  ## measure the gateway on this machine; ONLY=minilm runs on
 
 instructions: $(VENV)/.dev  ## count what requests cost, over what is recorded; RECORD=1 records; needs valgrind
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.instructions $(if $(RECORD),--record)
+
+bench-peers: $(VENV)/.dev $(PEERS:%=.venv-peers-%/.installed)  ## the same beside Triton, MLServer and Ray Serve (1.4 GB); ONLY="identity triton native", QUICK=1
+	@PYTHONPATH=tests $(BIN)/python -m benchmarks.peers $(ONLY) $(if $(QUICK),--quick)
 
 soak: $(VENV)/.dev  ## random traffic for MINUTES=10: nothing lost, nothing wrong, nothing left behind
 	@PYTHONPATH=tests $(BIN)/python -m soak $(if $(MINUTES),--minutes $(MINUTES))
@@ -71,4 +75,10 @@ $(TRACING)/.installed: tests/tracing_backend/requirements.txt
 	@echo "installing MLflow and a collector in $(TRACING) (once)"
 	@$(PYTHON) -m venv $(TRACING)
 	@$(TRACING)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+.venv-peers-%/.installed: tests/benchmarks/peers/requirements/%.txt
+	@echo "installing $* in .venv-peers-$* (once)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@

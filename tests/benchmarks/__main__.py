@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 
-from benchmarks.report import BenchmarkError, progress, say
+from benchmarks.report import BenchmarkError, machine, progress, say
 
 _PARTS = {
     "minilm": "a real transformer behind the gateway against the bare runtime",
@@ -57,17 +54,11 @@ def _run(parts: Sequence[str], *, quick: bool) -> None:
     # Imported here: what they import takes seconds, in which Ctrl-C must end cleanly and a wrong argument be told.
     if set(parts) != {"gpu"}:  # which has its own load generators
         import_module("benchmarks.h2load").executable()
-    say(_machine())
+    say(machine())
     if quick:
         say("quick: too short to quote")
     for part in parts:
         import_module(f"benchmarks.{part}").run(quick=quick)
-
-
-def _machine() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("grpcio", "numpy", "onnxruntime"))
-    load = os.getloadavg()[0]
-    return f"{os.cpu_count()} cores, Python {platform.python_version()}, {packages}, load average {load:.1f}"
 
 
 if __name__ == "__main__":

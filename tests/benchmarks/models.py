@@ -16,7 +16,7 @@ from benchmarks.report import BenchmarkError, progress
 
 _ROOT = Path(__file__).parent.parent.parent
 _BUILDER = _ROOT / "clients" / "python" / "examples" / "minilm" / "build_repository.py"
-_KEPT = _ROOT / ".benchmarks"
+KEPT = _ROOT / ".benchmarks"
 _FLOATS = 16
 _VOCABULARY = 1000, 30_000  # ids of whole words
 _OUTPUT = "sentence_embedding"
@@ -79,11 +79,11 @@ def minilm_file() -> Path:
     Raises:
         BenchmarkError: it cannot be built.
     """
-    kept = _KEPT / "minilm"
+    kept = KEPT / "minilm"
     file = kept / MINILM / "1" / "model.onnx"
     if not file.exists() or file.stat().st_mtime < _BUILDER.stat().st_mtime:
         progress("building all-MiniLM-L6-v2 (once)")
-        fresh = _KEPT / f"minilm-{os.getpid()}"  # renamed when whole: nobody finds half a model
+        fresh = KEPT / f"minilm-{os.getpid()}"  # renamed when whole: nobody finds half a model
         built = subprocess.run([sys.executable, _BUILDER, fresh], capture_output=True, text=True, check=False)
         if built.returncode:
             shutil.rmtree(fresh, ignore_errors=True)

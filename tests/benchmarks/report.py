@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import statistics
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 _LIVE = sys.stderr.isatty()
 
@@ -32,12 +35,25 @@ def progress(text: str) -> None:
 
 def table(measured: str, aim: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table under what it measures and what is aimed at."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     say()
     say(measured)
     say(f"aim: {aim}")
-    for row in (columns, ["-" * width for width in widths], *rows):
-        say("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    for line in aligned(columns, rows):
+        say(line)
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    cells = (columns, ["-" * width for width in widths], *rows)
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def machine() -> str:
+    """What measures, in a line: its size, its software and how busy it is."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("grpcio", "numpy", "onnxruntime"))
+    load = os.getloadavg()[0]
+    return f"{os.cpu_count()} cores, Python {platform.python_version()}, {packages}, load average {load:.1f}"
 
 
 def number(values: Sequence[float], digits: int = 0) -> str:

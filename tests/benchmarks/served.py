@@ -50,12 +50,13 @@ class Counts:
 
 
 class Target:
-    """A running gateway."""
+    """A running gateway, or another server of the same protocol."""
 
     def __init__(self, gateway: Gateway, folder: Path) -> None:
         self._gateway = gateway
         self._folder = folder
         self.address = gateway.address
+        self.pid = gateway.server.process.pid
 
     def body(self, model: str, inputs: Arrays, expected: Arrays, tolerance: float = 0) -> Body:
         """A request as a file, once a real client has been given the expected outputs for it.
@@ -131,7 +132,7 @@ class Target:
 
     def processor_s(self) -> float:
         """Processor time of the server's threads so far, in seconds."""
-        tasks = Path(f"/proc/{self._gateway.server.process.pid}/task").glob("*/schedstat")
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 

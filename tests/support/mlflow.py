@@ -19,6 +19,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 from support.calls import eventually
 from support.otlp import Span
+from support.server import free_port
 
 _ENVIRONMENT = Path(__file__).parents[2] / ".venv-tracing"
 _EXPERIMENT = "0"  # there from the start
@@ -67,7 +68,7 @@ class TracingBackend:
 @contextmanager
 def mlflow(folder: Path) -> Iterator[TracingBackend]:
     """A server that keeps what it gets in a folder."""
-    backend = TracingBackend(f"127.0.0.1:{_free_port()}")
+    backend = TracingBackend(f"127.0.0.1:{free_port()}")
     host, _, port = backend.address.partition(":")
     command = [_tool("bin/mlflow"), "server", "--host", host, "--port", port, "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--default-artifact-root", folder / "artifacts"]
@@ -78,7 +79,7 @@ def mlflow(folder: Path) -> Iterator[TracingBackend]:
 @contextmanager
 def collector(backend: TracingBackend, folder: Path) -> Iterator[str]:
     """A collector, rotel, that takes spans over gRPC and hands them to the backend over HTTP; its address."""
-    address, unused = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    address, unused = (f"127.0.0.1:{free_port()}" for _ in range(2))
     receiver = ["--otlp-grpc-endpoint", address, "--otlp-http-endpoint", unused]
     exporter = ["--exporter", "otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-request-timeout", "60s"]
     exporter += ["--otlp-exporter-endpoint", f"http://{backend.address}"]
@@ -114,12 +115,6 @@ def _running(
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _accepts(address: str) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,15 +25,15 @@ COMMAND: list[str | Path] = [TENSORGATE] if TENSORGATE.exists() else [sys.execut
 
 
 class ServerProcess:
-    """A running `tensorgate serve`; `log` grows as it writes."""
+    """A running server; `log` grows as it writes."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, "serve", *arguments],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "TENSORGATE_METRICS_PORT": "0", "TENSORGATE_LOG_FORMAT": "human", **(environment or {})},
+            env={**os.environ, **environment},
         )
         self._lines: list[str] = []
         self._changed = threading.Condition()
@@ -86,6 +87,13 @@ class ServerProcess:
             self.process.stdout.close()
 
 
+def free_port() -> int:
+    """A port that nobody listens on, for servers that take no 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Gateway:
     """A server that is ready, and a stub to call it with."""
 
@@ -99,7 +107,8 @@ class Gateway:
 @contextmanager
 def launch(*arguments: str | Path, environment: dict[str, str] | None = None) -> Iterator[ServerProcess]:
     """`tensorgate serve ARGUMENTS`, killed at the end if it still runs."""
-    server = ServerProcess([str(argument) for argument in arguments], environment)
+    defaults = {"TENSORGATE_METRICS_PORT": "0", "TENSORGATE_LOG_FORMAT": "human"}
+    server = ServerProcess([*COMMAND, "serve", *arguments], {**defaults, **(environment or {})})
     try:
         yield server
     finally:
@@ -109,9 +118,17 @@ def launch(*arguments: str | Path, environment: dict[str, str] | None = None) ->
 @contextmanager
 def serving(repository: Path, *arguments: str | Path, environment: dict[str, str] | None = None) -> Iterator[Gateway]:
     """A gateway over `repository` on a free port, ready to be called."""
-    with launch("--model-repository", repository, "--port", "0", *arguments, environment=environment) as server:
-        address = server.wait_until_ready()
-        # 200 MB: what the server refuses is the server's to say.
-        options = [("grpc.max_send_message_length", 200_000_000), ("grpc.max_receive_message_length", 200_000_000)]
-        with grpc.insecure_channel(address, options) as channel:
-            yield Gateway(server, address, channel)
+    with (
+        launch("--model-repository", repository, "--port", "0", *arguments, environment=environment) as server,
+        connected(server, server.wait_until_ready()) as gateway,
+    ):
+        yield gateway
+
+
+@contextmanager
+def connected(server: ServerProcess, address: str) -> Iterator[Gateway]:
+    """A channel to a server that is ready."""
+    # 200 MB: what the server refuses is the server's to say.
+    options = [("grpc.max_send_message_length", 200_000_000), ("grpc.max_receive_message_length", 200_000_000)]
+    with grpc.insecure_channel(address, options) as channel:
+        yield Gateway(server, address, channel)
