@@ -46,7 +46,8 @@ class OnnxRuntimeBackend:
     Parameters (all optional):
         execution_providers: comma-separated, first choice first, as "TensorRT, CUDA, CPU"; by default "CUDA, CPU" on a
             GPU and "CPU" else. Those for GPUs are left out where the instance group is on the CPU.
-        cuda.*, tensorrt.*, ...: a provider's own options, as `cuda.gpu_mem_limit`.
+        cuda.*, tensorrt.*, ...: a provider's own options, as `cuda.gpu_mem_limit`; `cuda.cudnn_conv_algo_search` is
+            HEURISTIC unless set here, since each new size of batch would start a search.
         intra_op_thread_count, inter_op_thread_count: 0 lets the runtime choose.
         execution_mode: 0 sequential (default), 1 parallel.
         graph_optimization_level: disable, basic, extended or all (default).

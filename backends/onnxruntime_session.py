@@ -34,6 +34,9 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _ON_GPU = ("cuda", "tensorrt", "nvtensorrtrtx")
+_DEFAULTS = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}}
+"""The runtime's own, EXHAUSTIVE, tries every algorithm for every new shape: each size of batch would be one."""
+
 _RESERVED = re.compile(rf"({'|'.join(_ON_GPU)})\.(device_id|.*user_compute_stream|.*cuda_graph.*)")
 """Options of providers that say what the instance group says, or expect the same memory in every call."""
 
@@ -75,7 +78,8 @@ class Providers:
         """What a provider is told: the parameters `cuda.*` and the like, and the GPU's number."""
         prefix = f"{name}."
         own = {key.removeprefix(prefix): text for key, text in source.parameters.items() if key.startswith(prefix)}
-        return {**own, "device_id": str(self.device_id)} if name in _ON_GPU else own
+        default = _DEFAULTS.get(name, {})
+        return {**default, **own, "device_id": str(self.device_id)} if name in _ON_GPU else own
 
 
 def obstacle(source: ModelSource, kind: str) -> str:

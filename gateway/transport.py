@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -238,7 +239,8 @@ def share_port(port: int, *, on: bool) -> None:
 def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def handle(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         answered: asyncio.Future[bytes | Status] = asyncio.get_running_loop().create_future()
-        pending = method(message, _deadline(context), context.invocation_metadata() or (), answered.set_result)
+        answer_with = partial(_resolve, answered)
+        pending = method(message, _deadline(context), context.invocation_metadata() or (), answer_with)
         try:
             answer = await answered
         except asyncio.CancelledError:
@@ -251,6 +253,11 @@ def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
         return answer
 
     return handle
+
+
+def _resolve(answered: asyncio.Future[bytes | Status], answer: bytes | Status) -> None:
+    if not answered.done():  # or its caller has just gone, and the handler has not been told
+        answered.set_result(answer)
 
 
 def _streaming(open_stream: OpenStream) -> Callable[[object, Any], Awaitable[None]]:

@@ -14,6 +14,7 @@ from support.loading import Loader
 
 from backends.base import LoadError
 from backends.registry import Registry
+from gateway.gpus import NoGpus, visible
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +46,11 @@ def onnx_gpu() -> str:
     offered = onnxruntime.get_available_providers()
     if "CUDAExecutionProvider" not in offered:
         pytest.skip(f"this onnxruntime offers {', '.join(offered)}")
+    try:
+        if not visible():
+            pytest.skip("this process sees no GPU")
+    except NoGpus as error:
+        pytest.skip(str(error))
     return "cuda:0"
 
 
