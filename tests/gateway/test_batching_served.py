@@ -22,8 +22,6 @@ from support.zoo import LINEAR_CONFIG, add_linears, onnx_classifier
 
 from tensorgate_client.wire import inference_pb2 as pb
 
-pytestmark = pytest.mark.usefixtures("transport")
-
 Code = grpc.StatusCode
 EIGHT = "max_batch_size: 8\n"
 WHEN_FULL = "dynamic_batching { max_queue_delay_microseconds: 50000000 }\n"
@@ -47,7 +45,7 @@ def gate(tmp_path: Path) -> Gate:
 
 
 @pytest.fixture(scope="module")
-def every_backend(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def every_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A model of each backend and format, which all wait until eight rows are there."""
     repository = RepositoryBuilder(tmp_path_factory.mktemp("models"))
     add_linears(repository)
@@ -154,6 +152,7 @@ def test_poison_fails_alone(repository: RepositoryBuilder, gate: Gate) -> None:
         assert "secret" in gateway.server.log
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_caller_leaves_an_executing_batch(repository: RepositoryBuilder, gate: Gate) -> None:
     """Callers who leave while their batch executes do not disturb the others in it, nor those that come after."""
     repository.add("gated", moody(gate), "max_batch_size: 4\n" + WHEN_FULL + gate.config)
@@ -169,6 +168,7 @@ def test_a_caller_leaves_an_executing_batch(repository: RepositoryBuilder, gate:
         assert [values(call) for call in later] == [[0], [2], [4], [6]]
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_caller_leaves_a_failing_batch(repository: RepositoryBuilder, gate: Gate) -> None:
     """Of a batch that fails, whoever has left is not tried again, and everyone else is."""
     repository.add("gated", moody(gate), "max_batch_size: 4\n" + WHEN_FULL + gate.config)
@@ -182,6 +182,7 @@ def test_a_caller_leaves_a_failing_batch(repository: RepositoryBuilder, gate: Ga
         assert f"{POISON:g}" not in "\n".join(gate.begun()[1:])
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_caller_leaves_the_queue(repository: RepositoryBuilder, gate: Gate) -> None:
     """What a caller asked for who left before its turn is never computed; those around it are answered."""
     repository.add("gated", moody(gate), EIGHT + gate.config)
@@ -208,6 +209,7 @@ def leave(gateway: Gateway, how: str, model: Callable[[], object]) -> threading.
     return threading.Thread(target=load if how == "reload" else unload, args=(gateway, "gated"))
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("how", ["unload", "reload", "stop"])
 def test_nothing_accepted_is_lost(repository: RepositoryBuilder, gate: Gate, how: str) -> None:
     """Everything that waits when a model is unloaded or replaced, or the server stops, is answered by that model."""

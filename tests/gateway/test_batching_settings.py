@@ -77,6 +77,7 @@ def test_a_delay_lets_others_join(repository: RepositoryBuilder, gate: Gate) -> 
         assert batches(gateway, "gated") == {3: 1}
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_delay_does_not_eat_a_deadline(repository: RepositoryBuilder, gate: Gate) -> None:
     """A caller with less time than the queue delay is not kept waiting until it is too late."""
     repository.add("gated", gate.files, EIGHT + WHEN_FULL + gate.config)
@@ -147,6 +148,7 @@ def test_delayed_requests_go_last(repository: RepositoryBuilder, gate: Gate) -> 
         assert gate.begun() == ["0", "0", "2", "1"]
 
 
+@pytest.mark.usefixtures("transport")
 def test_a_deadline_ends_the_wait_during_a_long_batch(repository: RepositoryBuilder, gate: Gate) -> None:
     """A request whose caller's time is up is dropped at that moment, not after the batch before it, nor computed."""
     repository.add("gated", gate.files, EIGHT + gate.config)
@@ -161,6 +163,7 @@ def test_a_deadline_ends_the_wait_during_a_long_batch(repository: RepositoryBuil
         assert gate.begun() == ["0"]
 
 
+@pytest.mark.usefixtures("transport")
 def test_what_cannot_be_in_time_is_refused_at_once(repository: RepositoryBuilder) -> None:
     """A caller whose time is too short for a model, or for what it is busy with, is told so before anything is done."""
     repository.add("slow", config=ECHO + ONE + parameter("delay_ms", 3000))
