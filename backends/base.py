@@ -100,7 +100,8 @@ class Instance(Protocol):
     def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """All outputs by name, for inputs by name (arrays that fit the signature, not to be written into).
 
-        The outputs are the gateway's from then on: memory that the next execution writes into has to be copied.
+        The outputs are the gateway's from then on: memory that the next execution writes into has to be copied. The
+        inputs' memory is used again once no array over it is left.
 
         Raises:
             InvalidInput: the caller's data is at fault; the message goes to the caller.

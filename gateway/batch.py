@@ -7,12 +7,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import numpy as np
-
 from backends.base import Array
 from gateway.padding import Padding, stack
 from gateway.request import InferenceRequest
 from gateway.tensor_rules import TensorRule
+from gateway.workspace import Workspace
 from tensorgate_client.tensors import datatype_of, shown
 
 Outputs: TypeAlias = Mapping[str, Array]
@@ -94,11 +93,12 @@ class Batch:
         self.padded_rows = self.layout.padding.rows(self.rows)
         self.execution = Execution(len(self.requests), self.rows, self.padded_rows - self.rows)
 
-    def run(self, execute: Execute, instance: str = "") -> list[Outputs]:
+    def run(self, execute: Execute, workspace: Workspace, instance: str = "") -> list[Outputs]:
         """Execute; each request's own requested outputs, in the requests' order and as clients shape them.
 
         Args:
             execute: the backend's.
+            workspace: the instance's.
             instance: whose it is, for traces.
 
         Raises:
@@ -107,7 +107,7 @@ class Batch:
         execution = self.execution
         execution.started_ns = time.perf_counter_ns()
         execution.instance = instance
-        inputs = self._assembled()
+        inputs = self._assembled(workspace)
         execution.assembled_ns = time.perf_counter_ns()
         computed_ns = time.thread_time_ns()
         outputs = execute(inputs)
@@ -117,19 +117,16 @@ class Batch:
         execution.finished_ns = time.perf_counter_ns()
         return answers
 
-    def _assembled(self) -> dict[str, Array]:
+    def _assembled(self, workspace: Workspace) -> dict[str, Array]:
         padding, first = self.layout.padding, self.requests[0].inputs
-        if len(self.requests) == 1 and not padding.axes and not padding.batch_sizes:
+        if len(self.requests) == 1 and not padding.axes and self.padded_rows == self.rows:
             return dict(first)  # a model may take out what it has used
-        rows = self.padded_rows
-        if rows == self.rows and not padding.axes:
-            return {name: np.concatenate([request.inputs[name] for request in self.requests]) for name in first}
-        return {
-            name: stack(
-                [request.inputs[name] for request in self.requests], (rows, *padding.shape_of(name, first[name], first))
-            )
-            for name in first
-        }
+        assembled = {}
+        for name, array in first.items():
+            shape = (self.padded_rows, *padding.shape_of(name, array, first))
+            assembled[name] = workspace.array(name, shape, array.dtype)
+            stack([request.inputs[name] for request in self.requests], assembled[name])
+        return assembled
 
     def _checked(self, outputs: Outputs) -> dict[str, Array]:
         """The requested outputs, once the backend is known to have kept its own promises about them."""

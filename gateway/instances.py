@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from backends import base
 from gateway.batch import Batch, Outputs
+from gateway.workspace import Workspace
 
 T = TypeVar("T")
 
@@ -121,6 +122,7 @@ class ThreadInstance:
         self.worker = worker
         self.inline = inline
         self._instance = instance
+        self._workspace = Workspace()
 
     @classmethod
     async def start(cls, worker: Worker, model: base.Model) -> ThreadInstance:
@@ -142,7 +144,7 @@ class ThreadInstance:
 
     def run_here(self, batch: Batch) -> list[Outputs]:
         """As `Instance.run_here`."""
-        return batch.run(self._instance.execute, self.worker.name)
+        return batch.run(self._instance.execute, self._workspace, self.worker.name)
 
     async def aclose(self) -> None:
         """Close the backend's instance and end the thread."""

@@ -116,22 +116,22 @@ class Padding:
         return array
 
 
-def stack(arrays: Sequence[Array], shape: tuple[int, ...]) -> Array:
-    """The arrays' rows one below the other in an array of `shape`, which may be larger in every dimension.
+def stack(arrays: Sequence[Array], stacked: Array) -> None:
+    """Put the arrays' rows one below the other into another array, which may be larger in every dimension.
 
     Dimensions are filled up with zeros (BYTES: empty strings), rows by repeating the last one.
     """
-    used = sum(len(array) for array in arrays)
-    if used == shape[0] and all(array.shape[1:] == shape[1:] for array in arrays):
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    dtype = arrays[0].dtype
-    stacked = np.full(shape, b"", dtype) if dtype.hasobject else np.zeros(shape, dtype)
-    row = 0
-    for array in arrays:
-        stacked[(slice(row, row + len(array)), *map(slice, array.shape[1:]))] = array
-        row += len(array)
-    stacked[used:] = stacked[used - 1]
-    return stacked
+    used = sum([len(array) for array in arrays])
+    if {array.shape[1:] for array in arrays} == {stacked.shape[1:]}:
+        np.concatenate(arrays, out=stacked[:used])
+    else:
+        stacked[:used] = b"" if stacked.dtype.hasobject else 0
+        row = 0
+        for array in arrays:
+            stacked[(slice(row, row + len(array)), *map(slice, array.shape[1:]))] = array
+            row += len(array)
+    if used < len(stacked):
+        stacked[used:] = stacked[used - 1]
 
 
 def _axis(rule: str, config: pb.ModelConfig) -> Axis:

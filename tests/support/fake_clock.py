@@ -17,6 +17,7 @@ from typing import Any
 
 from gateway.batch import Batch, Outputs
 from gateway.instances import Ended
+from gateway.workspace import Workspace
 
 START = 1024.0
 """What the clock shows at first. Not 0, which code may take for "never"; halves and quarters stay exact."""
@@ -177,6 +178,7 @@ class FakeInstance:
         self.runs: list[Run] = []
         self.closed = False
         self.inline = inline
+        self.workspace = Workspace()
         self.processor_us = processor_us
         self._busy = False
 
@@ -220,7 +222,7 @@ class FakeInstance:
 
     def _result(self, batch: Batch) -> list[Outputs] | Exception:
         try:
-            return batch.run(self.execute)
+            return batch.run(self.execute, self.workspace)
         except Exception as error:
             return error
         finally:
