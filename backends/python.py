@@ -4,6 +4,7 @@ class Model:
     inputs = [("text", object, (-1, 1))]            # optional: name, numpy dtype, shape; -1 is any size
     outputs = [("length", "int32", (-1, 1))]        # without them, config.pbtxt declares the tensors
     deterministic = False                           # optional: responses are never cached
+    inline = True                                   # optional: execute waits for nothing, and takes any thread
     def load(self, source): ...                     # optional: source.directory, source.parameters, ...
     def execute(self, inputs): return {"length": ...}  # the inputs are read-only
     def close(self): ...                            # optional
@@ -49,6 +50,7 @@ class PythonModel:
 
     def __init__(self, module: str, factory: type, source: ModelSource, signature: Signature) -> None:
         self.signature = signature
+        self.inline = bool(getattr(factory, "inline", False))
         self._module = module
         self._factory = factory
         self._source = source

@@ -10,11 +10,11 @@ _SWIFT_NS = 50_000
 """What handing over to a thread and back costs at the least; on a busy machine it is many times as much."""
 
 _SURE = 4
-"""Swift executions on a thread before the first one here."""
+"""Swift executions in a row, on a thread, before the first one here."""
 
 _MOST = 10_000
-"""Swift executions that count. One that is not takes one of them away for every microsecond: a model that is slow now
-and then keeps to its thread."""
+"""Swift executions that count. One here that is not takes one of them away for every microsecond: a model that is slow
+now and then keeps to its thread."""
 
 _KINDS = 1024
 
@@ -43,4 +43,4 @@ class Inlining:
                 self._trust.clear()
             self._trust[kind] = min(trust + 1, _MOST)
         elif trust > 0:
-            self._trust[kind] = trust - ns // 1000
+            self._trust[kind] = trust - ns // 1000 if trust >= _SURE else 0

@@ -7,7 +7,10 @@ import asyncio
 import numpy as np
 import pytest
 from support.batching import POISON, Rig
+from support.calls import first_output, request
 from support.fake_clock import fake_loop, on_fake_clock, settled
+from support.models import RepositoryBuilder
+from support.server import serving
 
 from gateway.errors import ExecutionFailed
 
@@ -16,6 +19,19 @@ async def known(rig: Rig, count: int = 12) -> None:
     """Send requests one after the other until the batcher has seen enough of them."""
     for number in range(count):
         await rig.ask(float(number)).task
+
+
+NAMED = """
+import threading
+import numpy as np
+
+class Model:
+    inputs, outputs = [("x", "float32", (-1, 1))], [("thread", object, (-1, 1))]
+    {line}
+    def execute(self, inputs):
+        return {{"thread": np.array([[threading.current_thread().name.encode()]], object)}}
+"""
+WHERE = request("named", {"x": np.zeros((1, 1), np.float32)})
 
 
 def here(rig: Rig) -> list[bool]:
@@ -121,3 +137,15 @@ async def test_answers_are_the_same_on_the_event_loop(rows):
         assert await call.task == float(number)
         np.testing.assert_array_equal(call.request.inputs["x"], np.full((rows, 2), number, np.float32))
     await rig.finish()
+
+
+@pytest.mark.parametrize(("line", "moves"), [("inline = True", True), ("", False)])
+def test_model_py_says_that_it_only_computes(
+    repository: RepositoryBuilder, transport: str, line: str, *, moves: bool
+) -> None:
+    """A model.py that says so answers from the server's own thread once it is known to be swift; no other does."""
+    repository.add("named", {"model.py": NAMED.format(line=line)})
+    with serving(repository.root, "--transport", transport) as gateway:
+        threads = [first_output(gateway.stub.ModelInfer(WHERE)).item() for _ in range(100)]
+    assert threads[0] == b"named/1#0"
+    assert (b"MainThread" in threads) is moves
