@@ -7,6 +7,7 @@ of it, which knows the key of a request and which requests are being computed at
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Hashable
 from itertools import count
@@ -59,6 +60,7 @@ class ResponseCache:
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._entries = _Entries(max_bytes, lambda entry: len(entry[0]) + _OVERHEAD)
         self._clock = clock
+        self._lock = threading.Lock()  # `get` may come from another thread
 
     def __repr__(self) -> str:
         return f"<ResponseCache entries={len(self._entries)} bytes={self.used_bytes} of {self._entries.maxsize:.0f}>"
@@ -85,28 +87,32 @@ class ResponseCache:
 
     def get(self, key: bytes) -> bytes | None:
         """The response kept under `key`."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        response, expires, _ = entry
-        if expires < inf and expires <= self._clock():
-            del self._entries[key]
-            return None
-        return response
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            response, expires, _ = entry
+            if expires < inf and expires <= self._clock():
+                del self._entries[key]
+                return None
+            return response
 
     def put(self, key: bytes, response: bytes, generation: int, ttl_s: float) -> None:
         """Keep a response for `ttl_s`, unless it is larger than the whole cache."""
         if len(response) + _OVERHEAD <= self._entries.maxsize:
             expires = self._clock() + ttl_s if ttl_s < inf else inf
-            self._entries[key] = response, expires, generation
+            with self._lock:
+                self._entries[key] = response, expires, generation
 
     async def forget(self, generation: int) -> None:
         """Drop everything of a load that is no longer served, little by little: others are served meanwhile."""
-        keys = list(self._entries)
+        with self._lock:
+            keys = list(self._entries)
         for start in range(0, len(keys), _AT_ONCE):
-            for key in keys[start : start + _AT_ONCE]:
-                if key in self._entries and Cache.__getitem__(self._entries, key)[2] == generation:
-                    del self._entries[key]
+            with self._lock:
+                for key in keys[start : start + _AT_ONCE]:
+                    if key in self._entries and Cache.__getitem__(self._entries, key)[2] == generation:
+                        del self._entries[key]
             await asyncio.sleep(0)
 
 

@@ -28,7 +28,7 @@ from gateway.http2_call import Call
 from gateway.services import Services
 from gateway.status import Status
 from gateway.tracing import Metadata
-from gateway.transport import STREAMS, CannotListen, Method, OpenStream, Pending, carry
+from gateway.transport import STREAMS, CannotListen, Method, OpenStream, Pending, Shortcut, carry
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class NativeTransport:
         services: every other service.
         methods: unary RPCs by path.
         streams: bidirectional RPCs by path.
+        shortcuts: for unary RPCs, by path.
         max_message_bytes: of a request or response.
     """
 
@@ -57,6 +58,7 @@ class NativeTransport:
         services: Services,
         methods: Mapping[str, Method],
         streams: Mapping[str, OpenStream],
+        shortcuts: Mapping[str, Shortcut],
         max_message_bytes: int,
     ) -> None:
         self._services = services
@@ -64,6 +66,7 @@ class NativeTransport:
         self._endpoint = Http2Server(self._hand_on, max_message_bytes)
         self._paths = list(methods)
         self._methods = list(methods.values())
+        self._shortcuts = [shortcuts.get(path) for path in self._paths]
         self._limit = max_message_bytes
         self._calls: dict[int, Pending] = {}
         self._loop = asyncio.get_running_loop()
@@ -129,12 +132,22 @@ class NativeTransport:
     def _receive(self) -> None:
         try:
             while (events := self._front.recv_batch_details(_AT_ONCE)) is not None:
-                self._loop.call_soon_threadsafe(self._dispatch, events, time.perf_counter())
+                if left := [event for event in events if not self._answered(event)]:
+                    self._loop.call_soon_threadsafe(self._dispatch, left, time.perf_counter())
         except RuntimeError:
             if not self._loop.is_closed():
                 self._broken()
         except BaseException:
             self._broken()
+
+    def _answered(self, event: tuple[Any, ...]) -> bool:
+        """Answer a call here, without waking the event loop, if its response is known."""
+        kind, call, method, message, *_ = event
+        shortcut = self._shortcuts[method] if kind == EVENT_CALL else None
+        response = shortcut(message) if shortcut else None
+        if response is not None:
+            self._front.respond(call, response)
+        return response is not None
 
     def _broken(self) -> None:
         _log.critical("the native transport fails: stopping, since no request would be answered", exc_info=True)

@@ -1,4 +1,7 @@
-"""Messages whose responses are kept: one that comes again, byte for byte, is answered without being read."""
+"""Messages whose responses are kept: one that comes again, byte for byte, is answered without being read.
+
+That takes so little that a transport may do it on a thread of its own, before the event loop hears of the message.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ class Repeats:
         return f"<Repeats {len(self._known)}>"
 
     def answer(self, data: bytes) -> bytes | None:
-        """The response to a message, if its model is still the one that gave it, and still keeps it."""
+        """The response to a message, if its model is still the one that gave it, and still keeps it.
+
+        One thread at a time may ask, whichever it is; all else belongs to the event loop.
+        """
         known = self._known.get(data)
         if known is None:
             return None
@@ -45,9 +51,9 @@ class Repeats:
             return None
         response = model.cache.kept(key) if model.cache and model.cache.generation == generation else None
         if response is None:
-            del self._known[data]
+            self._known.pop(data, None)
             return None
-        model.stats.repeated(received)
+        model.stats.repeats.add(time.perf_counter_ns() - received)
         return response
 
     def learn(self, message: Message, model: ServedModel, key: bytes) -> None:

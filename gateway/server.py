@@ -139,8 +139,8 @@ class Server:
         if self._settings.native:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
 
-            return NativeTransport(services, methods, streams, limit)
-        return GrpcioTransport(services, methods, streams, limit)
+            return NativeTransport(services, methods, streams, servicer.shortcuts(), limit)
+        return GrpcioTransport(services, methods, streams, servicer.shortcuts(), limit)
 
     def _add_services(self, server: Services) -> None:
         """Add health and reflection."""

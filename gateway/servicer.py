@@ -24,7 +24,7 @@ from gateway.state import ServerState
 from gateway.status import CANCELLED, Status, status_of
 from gateway.streaming import Caller, Stream, StreamLimits
 from gateway.tracing import CallTrace, Metadata, parent_of
-from gateway.transport import Answer, Method, OpenStream, Pending
+from gateway.transport import Answer, Method, OpenStream, Pending, Shortcut
 from gateway.unary import UnaryCall
 from tensorgate_client.wire import inference_pb2 as pb
 
@@ -112,6 +112,10 @@ class Servicer:
         table[f"/{SERVICE.full_name}/{unary.RPC}"] = self._model_infer
         return table
 
+    def shortcuts(self) -> dict[str, Shortcut]:
+        """What a transport may ask first, by path."""
+        return {f"/{SERVICE.full_name}/{unary.RPC}": self._answer_at_once}
+
     def streams(self) -> dict[str, OpenStream]:
         """The RPC that streams, by path."""
         return {f"/{SERVICE.full_name}/{streaming.RPC}": self._open_stream}
@@ -179,20 +183,19 @@ class Servicer:
         response = pb.ModelStatisticsResponse()
         for model in self._catalogue.ready(request.name, request.version):
             stats = response.model_stats.add(name=model.name, version=str(model.version))
-            model.stats.fill(stats)
+            model.stats.copy().fill(stats)
             for (kind, number), held in model.runtime.memory.items():
                 stats.memory_usage.add(type=kind, id=number, byte_size=held)
         return response
 
     def _model_infer(self, data: bytes, deadline: float, metadata: Metadata, answer: Answer) -> Pending | None:
-        observed = self._observer.on
-        if not observed and (response := self._repeats.answer(data)) is not None:
-            answer(response)
-            return None
         call = UnaryCall(self._state, self._observer, answer, self._repeats)
-        if observed:
+        if self._observer.on:
             call.trace = CallTrace(_INFER_NAME, call.stages, parent_of(metadata), deadline)
         return call.begin(data, deadline, self._find)
+
+    def _answer_at_once(self, data: bytes) -> bytes | None:
+        return None if self._observer.on else self._repeats.answer(data)
 
     def _find(self, name: str, version: str) -> ServedModel:
         self._check_draining()

@@ -101,6 +101,11 @@ class Histogram:
         if trace_id:
             self.exemplars[bucket] = Exemplar(trace_id, ns, time.time())
 
+    def include(self, other: Histogram) -> None:
+        """Count what another has counted, too."""
+        self.ns += other.ns
+        self.counts = [own + more for own, more in zip(self.counts, other.counts, strict=True)]
+
     def copy(self) -> Histogram:
         """The same, apart."""
         return Histogram(self.ns, self.counts.copy(), self.exemplars.copy())
@@ -130,7 +135,7 @@ class Compute:
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """Counters of one version. Touched by the event loop alone; others read a copy.
+    """Counters of one version. Touched by the event loop alone, but for `repeats`; others read a copy.
 
     Attributes:
         success, fail: requests from their arrival to their answer.
@@ -140,6 +145,8 @@ class ModelStatistics:
         cache_hit, cache_miss: looking up; for a miss, also keeping the response.
         by_rows: executions by their rows.
         load_s: how long loading took.
+        repeats: requests that were answered from the cache without being read; counted by whoever answers them. In a
+            copy they are where other hits are.
     """
 
     success: Histogram = field(default_factory=Histogram)
@@ -158,6 +165,7 @@ class ModelStatistics:
     executions: int = 0
     last_inference_ms: int = 0
     load_s: float = 0.0
+    repeats: Histogram = field(default_factory=Histogram)
 
     def executed(self, batch: Batch) -> None:
         """Note a batch that was executed well."""
@@ -188,14 +196,6 @@ class ModelStatistics:
         # As Triton counts, whatever was answered has been in the queue: for as long as it waited for its equal.
         self.queue.add(time.perf_counter_ns() - stages.cache)
 
-    def repeated(self, received_ns: int) -> None:
-        """Note a request that was answered from the cache without being read."""
-        ns = time.perf_counter_ns() - received_ns
-        self.cache_hit.add(ns)
-        self.cache.add(ns)
-        self.queue.add(0)
-        self.success.add(ns)
-
     def succeeded(self, stages: Stages) -> None:
         """Note an answer, once it is encoded."""
         if stages.execute:
@@ -213,10 +213,17 @@ class ModelStatistics:
         stages = {name: getattr(self, name).copy() for name in ("success", *STAGES)}
         sums = {name: replace(getattr(self, name)) for name in ("fail", "compute", "cache_hit", "cache_miss")}
         by_rows = defaultdict(Compute, {rows: replace(compute) for rows, compute in self.by_rows.items()})
-        return replace(self, failures=self.failures.copy(), by_rows=by_rows, **stages, **sums)
+        copy = replace(self, failures=self.failures.copy(), by_rows=by_rows, repeats=Histogram(), **stages, **sums)
+        repeats = self.repeats.copy()
+        copy.success.include(repeats)
+        copy.cache.include(repeats)
+        copy.queue.include(Histogram(0, [repeats.count, *[0] * len(BOUNDS_NS)]))
+        copy.cache_hit.count += repeats.count
+        copy.cache_hit.ns += repeats.ns
+        return copy
 
     def fill(self, proto: pb.ModelStatistics) -> None:
-        """Write the counters into the wire's message."""
+        """Write the counters of a copy into the wire's message."""
         proto.last_inference = self.last_inference_ms
         proto.inference_count = self.rows
         proto.execution_count = self.executions

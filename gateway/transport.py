@@ -46,6 +46,10 @@ Method: TypeAlias = Callable[[bytes, float, Metadata, Answer], Pending | None]
 """A unary RPC: begins a call with its serialized request, its caller's deadline (`time.perf_counter`), its metadata and
 what takes the answer; None if that has been called already."""
 
+Shortcut: TypeAlias = Callable[[bytes], bytes | None]
+"""What may know the response to a serialized request at once, and is asked first. Needs no event loop, but only one
+thread may ask."""
+
 OpenStream: TypeAlias = Callable[[float, Metadata], Stream]
 """A bidirectional RPC: the caller's deadline (`time.perf_counter`) and metadata to what becomes of its messages."""
 
@@ -122,6 +126,7 @@ class GrpcioTransport:
         services: every other service.
         methods: unary RPCs by path.
         streams: bidirectional RPCs by path.
+        shortcuts: for unary RPCs, by path.
         max_message_bytes: of a request or response.
     """
 
@@ -130,10 +135,14 @@ class GrpcioTransport:
         services: Services,
         methods: Mapping[str, Method],
         streams: Mapping[str, OpenStream],
+        shortcuts: Mapping[str, Shortcut],
         max_message_bytes: int,
     ) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            **{path: grpc.unary_unary_rpc_method_handler(_unary(method)) for path, method in methods.items()},
+            **{
+                path: grpc.unary_unary_rpc_method_handler(_unary(method, shortcuts.get(path)))
+                for path, method in methods.items()
+            },
             **{path: grpc.stream_stream_rpc_method_handler(_streaming(opened)) for path, opened in streams.items()},
         }
         # Never as registered methods: a newer grpc.aio that fails would write to memory that it has freed.
@@ -236,8 +245,10 @@ def share_port(port: int, *, on: bool) -> None:
             found.detach()
 
 
-def _unary(method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _unary(method: Method, shortcut: Shortcut | None) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def handle(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        if shortcut and (response := shortcut(message)) is not None:
+            return response
         answered: asyncio.Future[bytes | Status] = asyncio.get_running_loop().create_future()
         answer_with = partial(_resolve, answered)
         pending = method(message, _deadline(context), context.invocation_metadata() or (), answer_with)
