@@ -93,6 +93,8 @@ class Padding:
 
     def rows(self, rows: int) -> int:
         """How many rows a batch of `rows` runs with."""
+        if not self.batch_sizes:
+            return rows
         return next((size for size in self.batch_sizes if size >= rows), rows)
 
     def shape_of(self, name: str, array: Array, inputs: Mapping[str, Array]) -> tuple[int, ...]:
