@@ -12,9 +12,19 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
-from backends.base import Array, InvalidInput, LoadError, ModelSource, Signature, TensorSpec, require, warn_of_unknown
+from backends.base import (
+    Array,
+    InvalidInput,
+    LoadError,
+    ModelSource,
+    Signature,
+    TensorSpec,
+    require,
+    switch,
+    warn_of_unknown,
+)
 from backends.onnxruntime_profiler import OnnxRuntimeProfiler
-from backends.onnxruntime_session import PARAMETERS, obstacle, opened, prefixes
+from backends.onnxruntime_session import INLINE, PARAMETERS, obstacle, opened, prefixes
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +62,8 @@ class OnnxRuntimeBackend:
         execution_mode: 0 sequential (default), 1 parallel.
         graph_optimization_level: disable, basic, extended or all (default).
         enable_mem_arena, enable_mem_pattern: true (default) or false.
+        inline: true: short executions stay on the server's own thread; not for a model whose time depends on the
+            values it gets, as with loops, since a caller could hold up everybody; default false.
         session.*, ep.*: any session configuration entry; `session.intra_op.allow_spinning` and its `inter_op` twin are
             0 unless set here, since spinning threads take the processor from the server's other work.
     """
@@ -68,7 +80,9 @@ class OnnxRuntimeBackend:
         warn_of_unknown(source, PARAMETERS, prefixes(source))
         again = partial(opened, source, source.file)
         session = again()
-        return OnnxRuntimeModel(session, _outputs(session.get_outputs(), source), again)
+        model = OnnxRuntimeModel(session, _outputs(session.get_outputs(), source), again)
+        model.inline = switch(source, INLINE, default=False)
+        return model
 
     def obstacle(self, source: ModelSource, kind: str) -> str:
         """Why this onnxruntime cannot load the source on a kind of device, "cuda" or "cpu"; "" if it can."""
@@ -78,12 +92,13 @@ class OnnxRuntimeBackend:
 class OnnxRuntimeModel:
     """A session. Sessions may run on several threads at once, so every instance shares it."""
 
+    inline = False
+
     def __init__(
         self, session: ort.InferenceSession, outputs: Sequence[TensorSpec], again: Callable[[str], ort.InferenceSession]
     ) -> None:
         self._session = session
         self._again = again
-        self.inline = session.get_providers() == ["CPUExecutionProvider"]
         self.signature = Signature.of(_specs(session.get_inputs()), outputs)
         self._shared = _shared_sizes(session.get_inputs())
         self._inputs = [spec.name for spec in self.signature.inputs]
@@ -127,16 +142,20 @@ class OnnxRuntimeModel:
             results: list[Array] = self._session.run(self._outputs, feed)
             return results
         binding = self._session.io_binding()
-        for name, array in feed.items():
+        bound = {name: np.asarray(array, order="C") for name, array in feed.items()}
+        for name, array in bound.items():
             # On the CPU the model reads the array itself; onto a GPU it is copied here.
             if array.dtype == ml_dtypes.bfloat16:
                 binding.bind_ortvalue_input(name, _to_value(array))
             else:
-                binding.bind_cpu_input(name, np.asarray(array, order="C"))
+                binding.bind_cpu_input(name, array)
         for name in self._outputs:
             binding.bind_output(name)  # to the CPU, in memory that the runtime takes for this run
         self._session.run_with_iobinding(binding)
-        return [_from_value(value) for value in binding.get_outputs()]
+        outputs = [_from_value(value) for value in binding.get_outputs()]
+        # A graph may name one of its inputs as an output: that is then the caller's memory, which others get next.
+        given = bound.values()
+        return [out.copy() if any(np.may_share_memory(out, array) for array in given) else out for out in outputs]
 
     def close(self) -> None:
         """The session is freed with its last reference."""

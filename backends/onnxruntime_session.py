@@ -16,9 +16,10 @@ from backends.base import LoadError, ModelSource, switch, whole_number
 _log = logging.getLogger(__name__)
 
 _ENTRIES = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
-_PROVIDERS = "execution_providers"
+_PROVIDERS, INLINE = "execution_providers", "inline"
 PARAMETERS = (
     _PROVIDERS,
+    INLINE,
     "intra_op_thread_count",
     "inter_op_thread_count",
     "execution_mode",

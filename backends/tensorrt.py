@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -109,9 +110,9 @@ def _gpu(device: str) -> Gpu:
 
 def _cuda() -> Any:
     try:
-        from backends import tensorrt_cuda  # noqa: PLC0415  # needs a driver
+        # Not `from backends import`: of two threads that fail at once, one would be told that there is no such name.
+        return importlib.import_module("backends.tensorrt_cuda")
     except ModuleNotFoundError as error:
         raise LoadError(f"backend 'tensorrt' needs {error.name} too: pip install 'tensorgate[tensorrt]'") from error
     except ImportError as error:
         raise LoadError(f"backend 'tensorrt' needs an NVIDIA GPU and its driver: {error}") from error
-    return tensorrt_cuda

@@ -53,7 +53,7 @@ class Execution:
         padding: rows that were added to fill it up.
         started_ns, assembled_ns, executed_ns, finished_ns: when it began, had its inputs, had its outputs, and had
             given every request its own; 0 while it has not.
-        processor_ns: of `execute`, what its own thread computed.
+        processor_ns: what its thread computed from beginning to end.
         instance: the name of the one that ran it, once it does.
         span: ids of its trace and span, once it has one.
     """
@@ -105,16 +105,16 @@ class Batch:
             Exception: whatever `execute` raises, or ValueError if it does not keep its promises.
         """
         execution = self.execution
+        computed_ns = time.thread_time_ns()
         execution.started_ns = time.perf_counter_ns()
         execution.instance = instance
         inputs = self._assembled(workspace)
         execution.assembled_ns = time.perf_counter_ns()
-        computed_ns = time.thread_time_ns()
         outputs = execute(inputs)
-        execution.processor_ns = time.thread_time_ns() - computed_ns
         execution.executed_ns = time.perf_counter_ns()
         answers = self._apart(self._checked(outputs))
         execution.finished_ns = time.perf_counter_ns()
+        execution.processor_ns = time.thread_time_ns() - computed_ns
         return answers
 
     def _assembled(self, workspace: Workspace) -> dict[str, Array]:

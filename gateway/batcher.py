@@ -251,7 +251,7 @@ class Batcher:
         started = self._clock()
         try:
             result = instance.run_here(batch)
-        except Exception as error:
+        except BaseException as error:  # as on a thread: not even sys.exit is for others to feel
             result = presentable(error)
         self._retried(instance, jobs, result)
         self._answer(jobs, result)
@@ -309,11 +309,16 @@ class Batcher:
     def _settle(self, jobs: list[Job], answers: list[Outputs]) -> None:
         try:
             self._on_executed(cast(Batch, jobs[0].batch))
-            for job, outputs in zip(jobs, answers, strict=True):
-                if not job.receiver.done():
-                    job.receiver.set_result(outputs)
+            each = list(zip(jobs, answers, strict=True))
         except Exception as error:  # whatever goes wrong here, nobody is left waiting
             for job in jobs:
+                self._fail(job, restated(error))
+            return
+        for job, outputs in each:
+            try:
+                if not job.receiver.done():
+                    job.receiver.set_result(outputs)
+            except Exception as error:  # nor does one receiver's fault concern another
                 self._fail(job, restated(error))
 
     def _fail(self, job: Job, error: Exception) -> None:

@@ -35,10 +35,11 @@ class Inference:
         told: gets the answer, at once if it is known.
 
     Attributes:
+        shared_bytes: of its inputs, if they came out of shared memory.
         key: of the response in the cache; empty where there is none that is all of the answer.
     """
 
-    __slots__ = ("_job", "_model", "_request", "_shared", "_stages", "_told", "_waiting", "key")
+    __slots__ = ("_job", "_model", "_request", "_shared", "_stages", "_told", "_waiting", "key", "shared_bytes")
 
     def __init__(self, model: ServedModel, stages: Stages, told: Told) -> None:
         self._model = model
@@ -48,6 +49,7 @@ class Inference:
         self._waiting: Waiting | None = None
         self._shared: SharedOutputs | None = None
         self.key = b""
+        self.shared_bytes = 0
 
     def begin(self, message: Message, deadline: float, *, windowed: bool) -> None:
         """Take a message up; whatever is wrong with it is its answer."""
@@ -60,6 +62,7 @@ class Inference:
                 request = decode_head(model, message, self._stages, deadline)
                 if model.regions:
                     self._shared = fetch(model.regions, message, typed=request.typed)
+                    self.shared_bytes = sum(map(len, message.parsed.raw)) if self._shared else 0
             request.windowed = windowed
             self._request = request
             if model.cache:

@@ -6,15 +6,22 @@ from collections.abc import Hashable
 
 from gateway.batch import Execution
 
-_SWIFT_NS = 50_000
-"""What handing over to a thread and back costs at the least; on a busy machine it is many times as much."""
+_SWIFT_NS, _EACH_NS = 100_000, 5_000
+"""What a batch may take all in all: not much more than handing it to a thread and back; and each further request of it,
+whose putting in and taking out needs the interpreter's lock wherever it is done."""
+
+_SLOW_NS = 500_000
+"""What is not to happen here. From then on even a thread's noise does not explain it."""
+
+_STUCK_NS = 100_000_000
+"""Who took so long did not only compute, even where others had the processor for a while."""
 
 _SURE = 4
 """Swift executions in a row, on a thread, before the first one here."""
 
 _MOST = 10_000
-"""Swift executions that count. One here that is not takes one of them away for every microsecond: a model that is slow
-now and then keeps to its thread."""
+"""Swift executions that count. A slow one takes one of them away for every microsecond: a model that is slow now and
+then keeps to its thread."""
 
 _KINDS = 1024
 
@@ -22,8 +29,7 @@ _KINDS = 1024
 class Inlining:
     """Learns which batches are swift, by their shape and their rows, these to the power of two.
 
-    What counts is the processor time of `execute`: putting a batch together and apart needs the interpreter's lock
-    wherever it is done, and waiting for that or for the processor is not the model's fault.
+    What counts is processor time: waiting for it, or for the interpreter's lock, is not the model's fault.
     """
 
     def __init__(self) -> None:
@@ -37,10 +43,14 @@ class Inlining:
         """Note how such a batch was executed, here or on a thread."""
         kind = shape, rows.bit_length()
         trust = self._trust.get(kind, 0)
-        ns = execution.processor_ns
-        if ns <= _SWIFT_NS:
-            if len(self._trust) >= _KINDS:  # of endlessly many, none is worth more than another
-                self._trust.clear()
+        if trust == 0 and len(self._trust) >= _KINDS:
+            return  # of endlessly many, the later ones keep to their thread
+        ns = execution.finished_ns - execution.started_ns
+        if ns < _STUCK_NS:
+            ns = execution.processor_ns
+        if ns <= _SWIFT_NS + _EACH_NS * execution.requests:
             self._trust[kind] = min(trust + 1, _MOST)
-        elif trust > 0:
-            self._trust[kind] = trust - ns // 1000 if trust >= _SURE else 0
+        elif ns > _SLOW_NS or trust >= _SURE:
+            self._trust[kind] = trust - ns // 1000
+        else:
+            self._trust[kind] = min(trust, 0)

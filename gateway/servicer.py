@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -195,7 +196,8 @@ class Servicer:
         return call.begin(data, deadline, self._find)
 
     def _answer_at_once(self, data: bytes) -> bytes | None:
-        return None if self._observer.on else self._repeats.answer(data)
+        told_of = self._observer.on or unary.log.isEnabledFor(logging.DEBUG)
+        return None if told_of else self._repeats.answer(data)
 
     def _find(self, name: str, version: str) -> ServedModel:
         self._check_draining()

@@ -187,7 +187,11 @@ class Stream:
             return
         self._enqueue(pending)
         self._live.add(pending)
-        pending.inference = model.infer(message, pending.stages, pending.told, self._deadline, windowed=True)
+        inference = model.infer(message, pending.stages, pending.told, self._deadline, windowed=True)
+        if pending.answer is None:
+            pending.inference = inference
+            pending.size += inference.shared_bytes
+            self._bytes += inference.shared_bytes
 
     def end(self, status: Status | None = None) -> None:
         """No more comes; `next` gives `status` after the last response."""

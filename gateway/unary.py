@@ -18,7 +18,7 @@ from gateway.status import CANCELLED, Status, status_of
 from gateway.tracing import CallTrace
 from gateway.transport import Answer
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 RPC = "ModelInfer"
 
@@ -83,8 +83,8 @@ class UnaryCall:
             let_go(result)
             self._end(status)
             return
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s", self.stages, extra=about(**self._about(), rpc=RPC))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s", self.stages, extra=about(**self._about(), rpc=RPC))
         self._end(result)
 
     def cancel(self) -> None:

@@ -16,8 +16,18 @@ from backends.base import Array
 _LARGE = 1 << 20
 """Bytes from which on it matters."""
 
-_UNUSED = 3
-"""References to memory that nobody else knows: ours, the local one, and the one that asks."""
+_WASTE = 4
+"""How many times as much memory as a batch needs is kept for it."""
+
+
+def _unused() -> int:
+    """What Python counts as references to memory that nobody else knows, asked as below: that differs by release."""
+    kept = {"": np.empty(1, np.uint8)}
+    memory = kept.get("")
+    return sys.getrefcount(memory)
+
+
+_UNUSED = _unused()
 
 
 class Workspace:
@@ -36,6 +46,6 @@ class Workspace:
             return np.empty(shape, dtype)
         memory = self._kept.get(name)
         # A view holds on to the memory under it: a backend may have kept one, or given it back as an output.
-        if memory is None or memory.nbytes < size or sys.getrefcount(memory) > _UNUSED:
+        if memory is None or not size <= memory.nbytes <= _WASTE * size or sys.getrefcount(memory) > _UNUSED:
             memory = self._kept[name] = np.empty(size, np.uint8)
         return memory[:size].view(dtype).reshape(shape)

@@ -231,3 +231,15 @@ def test_bf16_beside_strings(load: Any) -> None:
     nodes = [helper.make_node("Identity", [f"x{i}"], [f"y{i}"]) for i in range(2)]
     with pytest.raises(LoadError, match="no BF16 and string tensors in one call"):
         load("model.onnx", onnx_model(nodes, tensors[:2], tensors[2:]))
+
+
+def test_an_input_that_is_an_output_is_the_gateways_own(load: Any, execute: Any) -> None:
+    """A graph that names one of its inputs as an output gives back a copy: the memory is the next caller's."""
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    tensors = [value(name, TensorProto.FLOAT, ["n", 3]) for name in ("x", "y")]
+    model = load("model.onnx", onnx_model(nodes, tensors[:1], tensors))
+    x = np.full((2, 3), 7, np.float32)
+    outputs = execute(model, x=x)
+    x[:] = 0
+    assert (outputs["x"] == 7).all()
+    assert (outputs["y"] == 7).all()

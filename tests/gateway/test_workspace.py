@@ -64,3 +64,11 @@ def test_a_model_that_keeps_its_inputs_keeps_what_it_was_given():
     for number in range(5):
         assert run(workspace, batch(number, number + 0.5), execute) == [[number + 1], [number + 1.5]]
     assert [part.ravel().tolist() for part in kept] == [[number + 0.5] * 3 for number in range(5)]
+
+
+def test_much_more_than_is_needed_is_given_back():
+    """A single huge batch does not keep its memory for ever."""
+    workspace = Workspace()
+    run(workspace, batch(*range(16)), lambda inputs: {"y": inputs["x"]})
+    run(workspace, batch(1, 2), lambda inputs: {"y": inputs["x"] + 1})
+    assert repr(workspace) == f"<Workspace bytes={2 * 4 * WIDTH}>"
