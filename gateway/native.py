@@ -28,12 +28,15 @@ from gateway.http2_call import Call
 from gateway.services import Services
 from gateway.status import Status
 from gateway.tracing import Metadata
-from gateway.transport import STREAMS, CannotListen, Method, OpenStream, Pending, Shortcut, carry
+from gateway.transport import CannotListen, Method, OpenStream, Pending, Shortcut, carry
 
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 256
 """Most events handed to the loop at a time."""
+
+_STREAMS = 512
+"""Requests in flight on a connection; each open stream costs some 13 KB, also one that never sends anything."""
 
 _LOOK_S = 0.01
 """How often to ask whether the last answers have left."""
@@ -78,7 +81,7 @@ class NativeTransport:
         methods = [(path, False) for path in self._paths]
         try:
             self._front = NativeGrpcFront(
-                address, methods, call_details=True, metrics=True, max_concurrent_streams=STREAMS
+                address, methods, call_details=True, metrics=True, max_concurrent_streams=_STREAMS
             )
         except OSError as error:
             raise CannotListen(address) from error

@@ -27,8 +27,9 @@ _SERVING = "AioServer._server_main_loop"
 
 _RETRY_S = 0.05
 
-STREAMS = 512
-"""Requests in flight on a connection; each open stream costs 13 to 36 KB, also one that never sends anything."""
+_STREAMS = 8192
+"""Requests in flight on a connection; an open one costs up to 36 KB, also one that never sends anything. grpc.aio
+refuses what is beyond even from clients that keep to what they were told, so that it is more than these ever have."""
 
 Answer: TypeAlias = Callable[[bytes | Status], None]
 """Takes a call's serialized response or status, once."""
@@ -105,7 +106,7 @@ def aio_server(max_message_bytes: int, *, shares_port: bool = False) -> grpc.aio
             ("grpc.so_reuseport", int(shares_port)),  # or a second server would silently share the port
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.max_concurrent_streams", STREAMS),
+            ("grpc.max_concurrent_streams", _STREAMS),
             # Above its own small limits grpc.aio answers bursts with a random CANCELLED.
             ("grpc.server.max_pending_requests", 100_000),
             ("grpc.server.max_pending_requests_hard_limit", 200_000),

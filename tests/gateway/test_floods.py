@@ -24,7 +24,9 @@ pytestmark = pytest.mark.usefixtures("transport")
 
 PATH = b"/inference.GRPCInferenceService/"
 QUEUE, CONNECTIONS, STREAMS = 1024, 10, 512
-"""Requests that wait for a model, by default; of a client; that a connection may have open."""
+"""Requests that wait for a model, by default; of a client; open ones of each."""
+LIMITS = {"native": 512, "grpcio": 8192}
+"""Requests that a connection may have open."""
 
 
 @pytest.fixture
@@ -68,16 +70,17 @@ def stuck(gateway: Gateway, rpc: bytes, count: int) -> socket.socket:
     return connection
 
 
-def test_a_connection_has_only_so_many_streams(gateway: Gateway) -> None:
+def test_a_connection_has_only_so_many_streams(gateway: Gateway, transport: str) -> None:
     """Whoever opens more calls than they are allowed to on a connection has those refused, and no others."""
-    with stuck(gateway, b"ModelInfer", STREAMS + 88) as connection:
+    limit = LIMITS[transport]
+    with stuck(gateway, b"ModelInfer", limit + 88) as connection:
         refused = set()
         for kind, stream, _ in frames(connection):
             if kind == RESET:
                 refused.add(stream)
             if len(refused) == 88:
                 break
-    assert refused == {2 * number + 1 for number in range(STREAMS, STREAMS + 88)}
+    assert refused == {2 * number + 1 for number in range(limit, limit + 88)}
 
 
 @pytest.mark.parametrize("rpc", [b"ModelInfer", b"ModelStreamInfer"])
