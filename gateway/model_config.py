@@ -145,6 +145,8 @@ def _unsupported(config: pb.ModelConfig) -> Iterable[tuple[str, bool]]:
     yield "batch_output", bool(config.batch_output)
     yield "model_operations", config.HasField("model_operations")
     yield "input.allow_ragged_batch", any(tensor.allow_ragged_batch for tensor in config.input)
+    for name in ("passive", "secondary_devices", "profile"):
+        yield f"instance_group.{name}", any(getattr(group, name) for group in config.instance_group)
     yield (
         "is_shape_tensor",
         any(t.is_shape_tensor for t in config.input) or any(t.is_shape_tensor for t in config.output),

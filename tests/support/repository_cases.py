@@ -169,6 +169,13 @@ BAD = {
     ),
     "negative_batch": Case("max_batch_size: -1", ONNX, reason="max_batch_size is -1, expected 0 or more"),
     "ensemble": Case('platform: "ensemble" ensemble_scheduling { }', reason="not supported: ensemble_scheduling"),
+    "passive": Case("instance_group { passive: true }", ONNX, reason="not supported: instance_group.passive"),
+    "profile": Case('instance_group { profile: "1" }', ONNX, reason="not supported: instance_group.profile"),
+    "secondary": Case(
+        "instance_group { secondary_devices { device_id: 0 } }",
+        ONNX,
+        reason="not supported: instance_group.secondary_devices",
+    ),
     "sequence": Case("sequence_batching { }", ONNX, reason="not supported: sequence_batching"),
     "decoupled": Case(
         "model_transaction_policy { decoupled: true }", ONNX, reason="not supported: model_transaction_policy"
