@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from backends.registry import Registry
 from gateway import VERSION, layout, polling
 from gateway.cache import ResponseCache
+from gateway.grpcio import GrpcioTransport
 from gateway.loader import Loader
 from gateway.logs import AccessLog, ServerLog
 from gateway.metrics import MetricsPage, ModelReading, Reading
@@ -30,7 +31,7 @@ from gateway.shared_memory import Regions
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
 from gateway.traces import Traces
-from gateway.transport import CannotListen, GrpcioTransport, Transport
+from gateway.transport import CannotListen, Transport
 from tensorgate_client.wire import inference_pb2, model_config_pb2
 
 _log = logging.getLogger(__name__)
