@@ -1,59 +1,69 @@
-"""The transport of grpc.aio, which always works."""
+"""The transport of the package grpcio, which always works.
+
+It is driven by the events of gRPC's C core, as the package's own synchronous server is, and not through its asyncio
+layer: that one passes each call through some ten tasks and futures, brings calls one by one, and ends at the first path
+that is not UTF-8.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
+import os
+import signal
+import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Any
 
-import grpc
+from grpc import StatusCode
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
+from gateway.grpcio_call import Call
+from gateway.grpcio_tls import credentials
 from gateway.services import Services
 from gateway.status import Status
-from gateway.transport import CannotListen, Method, OpenStream, Shortcut, carry
+from gateway.tls import Tls
+from gateway.tracing import Metadata
+from gateway.transport import (
+    BROKEN,
+    STOPPED,
+    CannotListen,
+    Method,
+    OpenStream,
+    Pending,
+    Shortcut,
+    carry,
+    end_of,
+)
 
 _log = logging.getLogger(__name__)
 
-_SERVING = "AioServer._server_main_loop"
-"""The coroutine that a grpc.aio server serves in: nothing else tells at once that it has ended."""
-
-_RETRY_S = 0.05
-
 _STREAMS = 8192
-"""Requests in flight on a connection; an open one costs up to 36 KB, also one that never sends anything. grpc.aio
-refuses what is beyond even from clients that keep to what they were told, so that it is more than these ever have."""
+"""Requests in flight on a connection; an open one costs up to 36 KB, also one that never sends anything. gRPC refuses
+what is beyond even from clients that keep to what they were told, so that it is more than these ever have."""
 
+_ACCEPTING = 16
+"""Calls that may begin before the first of them has been looked at."""
 
-def aio_server(max_message_bytes: int, *, shares_port: bool = False) -> grpc.aio.Server:
-    """A grpc.aio server with the options that a gateway needs."""
-    return grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", int(shares_port)),  # or a second server would silently share the port
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.max_concurrent_streams", _STREAMS),
-            # Above its own small limits grpc.aio answers bursts with a random CANCELLED.
-            ("grpc.server.max_pending_requests", 100_000),
-            ("grpc.server.max_pending_requests_hard_limit", 200_000),
-            # Clients that keep connections alive through balancers are thrown off by default.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-    )
+_AT_ONCE = 64
+"""Most calls handed to the loop at a time."""
+
+_NO_WAITING = 0.0
+"""A time, in gRPC's terms, that has been."""
+
+_NEVER_S = 1e12
+"""Times beyond are gRPC's way to say that there is none."""
+
+_LOOK_S = 0.01
+"""How often to ask whether the last answers have left."""
 
 
 class GrpcioTransport:
-    """grpc.aio alone.
-
-    A request whose path is not UTF-8 ends the serving of a grpc.aio newer than 1.78. What it has begun it finishes;
-    another server takes its place, before it closes the port.
+    """gRPC's C core: its events arrive on a thread of their own, which hands them to the event loop.
 
     Args:
         services: every other service.
@@ -61,7 +71,12 @@ class GrpcioTransport:
         streams: bidirectional RPCs by path.
         shortcuts: for unary RPCs, by path.
         max_message_bytes: of a request or response.
+
+    Attributes:
+        tls: encrypts connections, if it is set before `bind`.
     """
+
+    tls: Tls | None = None
 
     def __init__(
         self,
@@ -71,157 +86,238 @@ class GrpcioTransport:
         shortcuts: Mapping[str, Shortcut],
         max_message_bytes: int,
     ) -> None:
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            **{
-                path: grpc.unary_unary_rpc_method_handler(_unary(method, shortcuts.get(path)))
-                for path, method in methods.items()
-            },
-            **{path: grpc.stream_stream_rpc_method_handler(_streaming(opened)) for path, opened in streams.items()},
-        }
-        # Never as registered methods: a newer grpc.aio that fails would write to memory that it has freed.
-        self._handlers = [*_by_service(handlers), *services.handlers]
-        self._limit = max_message_bytes
-        self._server = self._new(shares_port=False)
-        self._address = ""
-        self._closing = False
-        self._ending: dict[asyncio.Task[None], grpc.aio.Server] = {}
-        self._starting: asyncio.Task[None] | None = None  # a loop alone would not keep it
-
-    def _new(self, *, shares_port: bool) -> grpc.aio.Server:
-        server = aio_server(self._limit, shares_port=shares_port)
-        server.add_generic_rpc_handlers(self._handlers)
-        return server
+        self._services = services
+        self._methods = {path: (method, shortcuts.get(path)) for path, method in methods.items()}
+        self._streams = streams
+        self.limit = max_message_bytes
+        self._loop = asyncio.get_running_loop()
+        self._events = cygrpc.CompletionQueue()
+        self._server = cygrpc.Server(_options(max_message_bytes), False)  # noqa: FBT003  # a foreign signature
+        self._server.register_completion_queue(self._events)
+        self._handed: list[Callable[[], object]] = []
+        self.calls: set[_Unary] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open_streams = 0
+        self._shut = asyncio.Event()
+        self._shutting = False
+        self.closed = False
 
     def bind(self, address: str) -> int:
         """As `Transport.bind`."""
-        try:
-            port = int(self._server.add_insecure_port(address))
-        except RuntimeError as error:
-            raise CannotListen(address) from error
-        self._address = f"{address.rpartition(':')[0]}:{port}"
-        return port
+        if port := self._server.add_http2_port(address.encode(), credentials(self.tls) if self.tls else None):
+            return int(port)
+        raise CannotListen(address)
 
     async def start(self) -> None:
         """As `Transport.start`."""
-        others = asyncio.all_tasks()
-        await self._server.start()
-        for task in asyncio.all_tasks() - others:
-            if getattr(task.get_coro(), "__qualname__", "") == _SERVING:
-                task.add_done_callback(self._broken)
-
-    def _broken(self, serving: asyncio.Task[Any]) -> None:
-        """Called when the server no longer serves, which it will only learn in the loop's next round."""
-        if self._closing or serving.cancelled():
-            return
-        _log.error("grpc.aio has failed at a request, another server takes its place: %r", serving.exception())
-        self._end(self._server)
-        self._server = self._new(shares_port=True)
-        self._take_over()
-
-    def _take_over(self) -> None:
-        """Listen with the new server, while the old one still does: no client finds the port closed."""
-        if self._closing:
-            return
-        port = int(self._address.rpartition(":")[2])
-        try:
-            share_port(port, on=True)
-            self.bind(self._address)
-            share_port(port, on=False)
-        except (CannotListen, OSError) as error:  # out of files, say
-            _log.error("cannot listen on %s, trying again: %r", self._address, error)
-            asyncio.get_running_loop().call_later(_RETRY_S, self._take_over)
-            return
-        self._starting = asyncio.create_task(self.start())
-
-    def _end(self, server: grpc.aio.Server) -> None:
-        """Take no more requests; what has begun goes on."""
-        task = asyncio.create_task(server.stop(inf))
-        self._ending[task] = server
-        task.add_done_callback(self._ending.pop)
+        self._server.start()
+        for _ in range(_ACCEPTING):
+            self._accept()
+        threading.Thread(target=self._receive, name="grpcio-transport", daemon=True).start()
 
     def turn_away(self) -> None:
         """As `Transport.turn_away`: connections are told to open no further streams."""
-        self._closing = True
-        self._end(self._server)
+        if not self._shutting:
+            self._shutting = True
+            self._server.shutdown(self._events, lambda _: self.hand(self._shut.set))
 
     async def sent(self) -> None:
-        """As `Transport.sent`: at once."""
+        """As `Transport.sent`."""
+        while self.calls or self._open_streams:  # noqa: ASYNC110  # the other thread's
+            await asyncio.sleep(_LOOK_S)
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
-        self._closing = True
-        ending = list(self._ending)
-        await asyncio.gather(*(server.stop(grace_s) for server in {self._server, *self._ending.values()}))
-        await asyncio.gather(*ending)
+        self.turn_away()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._shut.wait(), grace_s or 0)
+        for call in list(self.calls):
+            call.stop()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._server.cancel_all_calls()
+        await self._shut.wait()
+        self.closed = True  # whoever began an operation from now on would end the process
+        self._events.shutdown()
 
+    def hand(self, function: Callable[[], object]) -> None:
+        """Have the event loop call it soon; on the thread of the events."""
+        self._handed.append(function)
 
-def _by_service(handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> list[grpc.GenericRpcHandler]:
-    services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
-    for path, handler in handlers.items():
-        service, name = path.strip("/").split("/")
-        services.setdefault(service, {})[name] = handler
-    return [grpc.method_handlers_generic_handler(service, methods) for service, methods in services.items()]
-
-
-def share_port(port: int, *, on: bool) -> None:
-    """Whether those of this process's sockets that listen on `port` let others of its user listen there, too.
-
-    Raises:
-        OSError: this process has as many files open as it may.
-    """
-    for number in Path("/dev/fd").iterdir():
-        with suppress(OSError):  # no socket
-            found = socket.socket(fileno=int(number.name))
-            with suppress(OSError):
-                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[1] == port:
-                    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, on)
-            found.detach()
-
-
-def _unary(method: Method, shortcut: Shortcut | None) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    async def handle(message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        if shortcut and (response := shortcut(message)) is not None:
-            return response
-        answered: asyncio.Future[bytes | Status] = asyncio.get_running_loop().create_future()
-        answer_with = partial(_resolve, answered)
-        pending = method(message, _deadline(context), context.invocation_metadata() or (), answer_with)
+    def _receive(self) -> None:
         try:
-            answer = await answered
-        except asyncio.CancelledError:
-            if pending:
-                pending.cancel()
-            raise
-        if isinstance(answer, Status):
-            _end_with(context, answer)
-            return b""
-        return answer
+            while self._next():
+                # A lone call is not kept waiting by a look for others.
+                if len(self._handed) >= _AT_ONCE or (self._handed and len(self.calls) == 1):
+                    self._hand_over()
+        except BaseException:
+            if not self._loop.is_closed():
+                _log.critical("gRPC fails: stopping, since no request would be answered", exc_info=True)
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    return handle
+    def _next(self) -> bool:
+        """Take the next event; false after the last one. What it brings is handed over when no other is there yet."""
+        event = self._events.poll(_NO_WAITING if self._handed else None)
+        if event.completion_type == cygrpc.CompletionType.queue_timeout:
+            self._hand_over()
+        elif event.tag:
+            event.tag(event)
+        return bool(event.completion_type != cygrpc.CompletionType.queue_shutdown)
 
+    def _hand_over(self) -> None:
+        self._loop.call_soon_threadsafe(_call, self._handed)
+        self._handed = []
 
-def _resolve(answered: asyncio.Future[bytes | Status], answer: bytes | Status) -> None:
-    if not answered.done():  # or its caller has just gone, and the handler has not been told
-        answered.set_result(answer)
+    def _accept(self) -> None:
+        with suppress(ValueError):  # it is shutting down
+            self._server.request_call(self._events, self._events, self._arrived)
 
-
-def _streaming(open_stream: OpenStream) -> Callable[[object, Any], Awaitable[None]]:
-    async def handle(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        try:
-            with open_stream(_deadline(context), context.invocation_metadata() or ()) as stream:
-                status = await carry(stream, context)
-        except grpc.aio.InternalError:  # it was cancelled while a response was on its way: nobody is there to be told
+    def _arrived(self, event: Any) -> None:
+        if not event.success:  # it is shutting down
             return
-        if status:
-            _end_with(context, status)
+        self._accept()
+        left = event.call_details.deadline - time.time()
+        deadline = time.perf_counter() + left if left < _NEVER_S else inf
+        path, metadata = event.call_details.method.decode(errors="replace"), event.invocation_metadata
+        if found := self._methods.get(path):
+            _Unary(self, event.call, found, deadline, metadata)
+        else:
+            self.hand(partial(self._open, Call(event.call, path, deadline, self.limit, self.hand), metadata))
 
-    return handle
+    def _open(self, call: Call, metadata: Metadata) -> None:
+        task = self._loop.create_task(self._serve(call, metadata))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        call.begin(task)
+
+    async def _serve(self, call: Call, metadata: Metadata) -> None:
+        status: Status | None = STOPPED
+        try:
+            status = await end_of(call, partial(self._handle, metadata=metadata))
+        finally:  # whatever happened, nobody is left waiting
+            call.end(status)
+
+    async def _handle(self, call: Call, metadata: Metadata) -> Status | None:
+        if open_stream := self._streams.get(call.path):
+            self._open_streams += 1
+            try:
+                with open_stream(call.deadline, metadata) as stream:
+                    status = await carry(stream, call)
+                await call.flush()
+            finally:
+                self._open_streams -= 1
+            return status
+        return await self._services.serve(call)
 
 
-def _deadline(context: grpc.aio.ServicerContext[Any, Any]) -> float:
-    left = context.time_remaining()
-    return inf if left is None else time.perf_counter() + left
+class _Unary:
+    """A unary call. What is named after an event runs on the thread of the events, the rest on the event loop."""
+
+    __slots__ = ("_answered", "_call", "_deadline", "_message", "_metadata", "_method", "_pending", "_transport")
+
+    def __init__(
+        self,
+        transport: GrpcioTransport,
+        call: Any,
+        method: tuple[Method, Shortcut | None],
+        deadline: float,
+        metadata: Metadata,
+    ) -> None:
+        self._transport = transport
+        self._call = call
+        self._method = method
+        self._deadline = deadline
+        self._metadata = metadata
+        self._message = b""
+        self._pending: Pending | None = None
+        self._answered = False
+        transport.calls.add(self)
+        call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
+        call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)
+
+    def _received(self, event: Any) -> None:
+        message = event.batch_operations[0].message()
+        if message is None:
+            self._answer(Status(StatusCode.INTERNAL, "the request is missing"))
+            return
+        shortcut = self._method[1]
+        if shortcut and (response := shortcut(message)) is not None:
+            self._answer(response)
+            return
+        self._message = message
+        self._transport.hand(self._begin)
+
+    def _begin(self) -> None:
+        if self._answered:  # cancelled
+            return
+        try:
+            pending = self._method[0](self._message, self._deadline, self._metadata, self._answer)
+        except Exception:  # whatever happened, nobody is left waiting
+            _log.exception("a call failed")
+            self._answer(BROKEN)
+            return
+        if not self._answered:
+            self._pending = pending
+
+    def _answer(self, answer: bytes | Status) -> None:
+        self._answered = True
+        self._pending = None
+        if self._transport.closed:
+            return
+        if not isinstance(answer, Status) and len(answer) > self._transport.limit:
+            told = (
+                f"response larger than max ({len(answer)} vs. {self._transport.limit}): --max-message-mb sets the limit"
+            )
+            answer = Status(StatusCode.RESOURCE_EXHAUSTED, told)
+        beginning = cygrpc.SendInitialMetadataOperation(None, 0)
+        if isinstance(answer, Status):
+            ending = cygrpc.SendStatusFromServerOperation((), answer.code.value[0], answer.details.encode(), 0)
+            operations: tuple[Any, ...] = (beginning, ending)
+        else:
+            ending = cygrpc.SendStatusFromServerOperation((), 0, b"", 0)
+            operations = beginning, cygrpc.SendMessageOperation(answer, 0), ending
+        self._call.start_server_batch(operations, _sent)
+
+    def _closed(self, event: Any) -> None:
+        self._transport.calls.discard(self)
+        if not self._answered and event.batch_operations[0].cancelled():
+            self._transport.hand(self._cancel)
+
+    def stop(self) -> None:
+        """Answer now, whatever becomes of it."""
+        if not self._answered:
+            self._cancel()
+            self._answer(STOPPED)
+
+    def _cancel(self) -> None:
+        """The caller is gone, or its deadline has passed."""
+        self._answered = True
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.cancel()
 
 
-def _end_with(context: grpc.aio.ServicerContext[Any, Any], status: Status) -> None:
-    context.set_code(status.code)  # `abort` raises, and keeps the request in a cycle with what it raised
-    context.set_details(status.details)
+def _call(functions: Sequence[Callable[[], object]]) -> None:
+    for function in functions:
+        function()
+
+
+def _sent(_: Any) -> None:
+    """An answer has left, or nobody is there to take it."""
+
+
+def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # or a second server would silently share the port
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # told in our own words
+        ("grpc.max_concurrent_streams", _STREAMS),
+        # Above its own small limits gRPC answers bursts with a random CANCELLED.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 200_000),
+        # Clients that keep connections alive through balancers are thrown off by default.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

@@ -1,22 +1,18 @@
 """gRPC calls over HTTP/2 on a socket that only this process knows: streams, as the transport in Rust hands them on.
 
-grpc.aio passes every message of a stream through a queue and a thread, some 70 us of processor time each. Here whatever
-has arrived is taken apart at once, and whatever is ready leaves together. Frames and header compression are the package
-h2's; what a call looks like in them is the document "gRPC over HTTP2".
+Whatever has arrived is taken apart at once, and whatever is ready leaves together. Frames and header compression are
+the package h2's; what a call looks like in them is the document "gRPC over HTTP2".
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from math import inf
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from grpc import StatusCode
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import (
@@ -30,7 +26,8 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
 from gateway.http2_call import WINDOW, Call
-from gateway.status import Status, status_of
+from gateway.status import Status
+from gateway.transport import STOPPED, end_of
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Status | None]]
 """Serves a call; returns the status to end it with, None if all is well."""
@@ -45,10 +42,6 @@ _FRAME = 1 << 20
 _CONFIGURATION = H2Configuration(
     client_side=False, header_encoding=None, validate_inbound_headers=False, normalize_inbound_headers=False
 )
-
-_BROKEN = Status(StatusCode.INTERNAL, "internal error; the server's log has the cause")
-_STOPPED = Status(StatusCode.UNAVAILABLE, "the server is shutting down: try another one")
-_LATE = Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
 
 class Http2Server:
@@ -198,17 +191,9 @@ class _Connection(asyncio.Protocol):
         self.tasks[number] = self._loop.create_task(self._serve(number, call))
 
     async def _serve(self, number: int, call: Call) -> None:
-        status: Status | None = _BROKEN
-        left = None if call.deadline == inf else call.deadline - time.perf_counter()
+        status: Status | None = STOPPED
         try:
-            async with asyncio.timeout(left):
-                status = await self._handled(call)
-                await call.flush()
-        except TimeoutError:
-            status = _LATE
-        except asyncio.CancelledError:
-            status = _STOPPED
-            raise
+            status = await end_of(call, self._handler)
         finally:  # whatever happened, nobody is left waiting
             del self.tasks[number]
             self._sending.pop(number, None)
@@ -216,11 +201,3 @@ class _Connection(asyncio.Protocol):
                 with suppress(ProtocolError):
                     call.end(status)
                 self._schedule()
-
-    async def _handled(self, call: Call) -> Status | None:
-        try:
-            return await self._handler(call)
-        except TimeoutError:
-            raise
-        except Exception as error:
-            return status_of(error, call.path)

@@ -20,7 +20,6 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from grpc import StatusCode
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from gateway.http2 import Http2Server
@@ -28,7 +27,7 @@ from gateway.http2_call import Call
 from gateway.services import Services
 from gateway.status import Status
 from gateway.tracing import Metadata
-from gateway.transport import CannotListen, Method, OpenStream, Pending, Shortcut, carry
+from gateway.transport import BROKEN, STOPPED, CannotListen, Method, OpenStream, Pending, Shortcut, carry, too_large
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +39,6 @@ _STREAMS = 512
 
 _LOOK_S = 0.01
 """How often to ask whether the last answers have left."""
-
-_BROKEN = Status(StatusCode.INTERNAL, "internal error; the server's log has the cause")
-_STOPPED = Status(StatusCode.UNAVAILABLE, "the server is shutting down: try another one")
 
 
 class NativeTransport:
@@ -113,7 +109,7 @@ class NativeTransport:
         """As `Transport.stop`."""
         for call, pending in self._calls.items():
             pending.cancel()
-            self._fail(call, _STOPPED)
+            self._fail(call, STOPPED)
         self._calls.clear()
         await self._endpoint.stop(grace_s)
         await asyncio.to_thread(self._front.close)
@@ -167,13 +163,13 @@ class NativeTransport:
 
     def _begin(self, call: int, method: int, message: bytes, deadline: float, metadata: Metadata) -> None:
         if len(message) > self._limit:
-            self._fail(call, self._too_large("request", message))
+            self._fail(call, too_large("request", message, self._limit))
             return
         try:
             pending = self._methods[method](message, deadline, metadata, partial(self._answer, call))
         except Exception:  # whatever happened, nobody is left waiting
             _log.exception("%s failed", self._paths[method])
-            self._fail(call, _BROKEN)
+            self._fail(call, BROKEN)
             return
         if pending:
             self._calls[call] = pending
@@ -183,13 +179,9 @@ class NativeTransport:
         if isinstance(answer, Status):
             self._fail(call, answer)
         elif len(answer) > self._limit:
-            self._fail(call, self._too_large("response", answer))
+            self._fail(call, too_large("response", answer, self._limit))
         else:
             self._front.respond(call, answer)
 
     def _fail(self, call: int, status: Status) -> None:
         self._front.fail(call, status.code.value[0], status.details)
-
-    def _too_large(self, what: str, message: bytes) -> Status:
-        told = f"{what} larger than max ({len(message)} vs. {self._limit}): --max-message-mb sets the limit"
-        return Status(StatusCode.RESOURCE_EXHAUSTED, told)

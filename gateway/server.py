@@ -141,7 +141,9 @@ class Server:
             from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
 
             return NativeTransport(services, methods, streams, servicer.shortcuts(), limit)
-        return GrpcioTransport(services, methods, streams, servicer.shortcuts(), limit)
+        transport = GrpcioTransport(services, methods, streams, servicer.shortcuts(), limit)
+        transport.tls = self._settings.tls
+        return transport
 
     def _add_services(self, server: Services) -> None:
         """Add health and reflection."""
@@ -207,7 +209,8 @@ async def serve(settings: Settings, log: ServerLog) -> int:
     _on_signals(stop)
     port = await server.start()
     address = _address(settings, port)
-    _log.info("listening on %s (transport %s), loading models", address, "native" if settings.native else "grpcio")
+    carried = "native" if settings.native else "grpcio, TLS" if settings.tls else "grpcio"
+    _log.info("listening on %s (transport %s), loading models", address, carried)
     if hint := layout.hint_if_model(settings.model_repository):
         _log.warning("%s", hint)
     loading = asyncio.create_task(server.load())

@@ -1,19 +1,17 @@
-"""Services written for grpc.aio's server, for it or for the calls of `http2.py`: health and reflection come so."""
+"""Services written for grpc.aio's server, for the calls of our own transports: health and reflection come so."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from grpc import StatusCode
 
 from gateway.status import Status
-
-if TYPE_CHECKING:
-    from gateway.http2_call import Call  # an extra
+from gateway.transport import Conversation
 
 
 class Services:
@@ -33,7 +31,7 @@ class Services:
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
         """As `grpc.aio.Server`'s: the same handlers once more, for servers that look them up faster."""
 
-    async def serve(self, call: Call) -> Status | None:
+    async def serve(self, call: Conversation) -> Status | None:
         """Answer a call; the status it ends with, None if all is well."""
         handler = self._find(call.path)
         if handler is None:
@@ -60,7 +58,7 @@ class _Aborted(Exception):  # not for callers to see
 class _Context:
     """What of grpc.aio's `ServicerContext` those services use."""
 
-    def __init__(self, call: Call, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+    def __init__(self, call: Conversation, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
         self._call = call
         self._handler: Any = handler
 

@@ -19,6 +19,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from gateway.tls import Tls
+
 _PREFIX = "TENSORGATE_"
 
 
@@ -79,8 +81,15 @@ class Settings(BaseSettings):
     )
     transport: Literal["auto", "grpcio", "native"] = Field(
         "auto",
-        description="native: HTTP/2 in Rust, faster, for callers you trust; grpcio: the reference; auto: native where "
+        description="native: HTTP/2 in Rust, faster, for callers you trust; grpcio: gRPC's own; auto: native where "
         "it is installed and the host is this machine",
+    )
+    tls_cert: Path | None = Field(
+        None, description="With --tls-key: encrypt, by this certificate (PEM); a changed file is read again"
+    )
+    tls_key: Path | None = Field(None, description="Its private key (PEM)")
+    tls_client_ca: Path | None = Field(
+        None, description="Let only clients in whose certificates one of these authorities has signed (PEM)"
     )
     model_control: Literal["none", "poll", "explicit"] = Field(
         "none", description="none: load all at start; poll: follow the folder; explicit: load and unload by RPC"
@@ -132,19 +141,32 @@ class Settings(BaseSettings):
         It makes room for whatever a message's header announces: a few bytes can end the process. So by itself it serves
         this machine alone.
         """
-        return self.transport == "native" or (
-            self.transport == "auto" and _native_installed() and self.host in _THIS_MACHINE
-        )
+        here = self.host in _THIS_MACHINE and not self.tls_cert  # it cannot encrypt
+        return self.transport == "native" or (self.transport == "auto" and here and _native_installed())
+
+    @property
+    def tls(self) -> Tls | None:
+        """What encrypts connections, if they are to be."""
+        return Tls(self.tls_cert, self.tls_key, self.tls_client_ca) if self.tls_cert and self.tls_key else None
 
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.transport == "native" and not _native_installed():
             raise ValueError("--transport native: not installed: pip install 'tensorgate[native]'")
+        self._check_tls()
         if self.trace_rate is not None and not tracing_installed():
             raise ValueError("--trace-rate: tracing is not installed: pip install 'tensorgate[otlp]'")
         if self.load_model and self.model_control != "explicit":
             raise ValueError(f"load_model needs --model-control explicit: '{self.model_control}' loads every model")
         return self
+
+    def _check_tls(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
+            raise ValueError("TLS needs --tls-cert and --tls-key; --tls-client-ca goes with them")
+        if self.tls and self.transport == "native":
+            raise ValueError("--transport native cannot encrypt: leave it out, or let a proxy do TLS")
+        if self.tls:
+            self.tls.check()
 
 
 def add_arguments(parser: ArgumentParser, only: Collection[str] = ()) -> Callable[[Namespace], Settings]:

@@ -1,4 +1,4 @@
-"""Requests whose path is not text. A grpc.aio newer than 1.78 stops serving at one: nobody is to notice."""
+"""Requests whose path is not text: gRPC servers have stopped serving at one. Nobody is to notice."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ PATHS = b"/\xff\xfe/ModelInfer", b"/inference.GRPCInferenceService/\xc3("
 
 STATUS = b"grpc-status", bytes.fromhex("9acac8b21234da8f")
 """The header's name as it is, and in the code of HPACK."""
-
-PASSING = {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
-"""What a call in the very moment of such a request may end with."""
 
 
 @pytest.fixture
@@ -58,13 +55,6 @@ def send_bad_path(gateway: Gateway, path: bytes = PATHS[0]) -> tuple[int, bytes]
         return first_answer(connection)
 
 
-def answers(gateway: Gateway) -> bool:
-    """Whether a good call is answered."""
-    code = gateway.stub.ServerLive.future(pb.ServerLiveRequest(), timeout=60).code()
-    assert code in PASSING
-    return code is grpc.StatusCode.OK
-
-
 @pytest.mark.parametrize("path", [b"/nobody/x", *PATHS])
 def test_it_is_refused(gateway: Gateway, path: bytes) -> None:
     """Its sender gets an error, or is thrown off."""
@@ -80,7 +70,7 @@ def test_what_has_begun_goes_on(gateway: Gateway, gate: Gate) -> None:
         calls = [start(gateway, "slow", value) for value in (2, 3)]
         arrived(gateway)
         send_bad_path(gateway)
-        eventually(lambda: answers(gateway))
+        gateway.stub.ServerLive(pb.ServerLiveRequest(), timeout=60)
         calls.append(start(gateway, "slow", 4))
         gate.open()
         assert [values(call) for call in calls] == [[2], [3], [4]]
@@ -112,18 +102,16 @@ def calling(gateway: Gateway) -> Iterator[Counter[str]]:
 
 
 def test_many_of_them(gateway: Gateway) -> None:
-    """Fifty in a row: nobody finds the port closed, a call in that moment may be cut off, and nothing is left open."""
+    """Fifty in a row: every other call of that moment is answered, and nothing is left open."""
     files = Path(f"/proc/{gateway.server.process.pid}/fd")
     send_bad_path(gateway)
-    eventually(lambda: answers(gateway))
+    gateway.stub.ServerLive(pb.ServerLiveRequest(), timeout=60)
     before = len(list(files.iterdir()))
     with calling(gateway) as ended:
         for _ in range(50):
             send_bad_path(gateway)
-            eventually(lambda: answers(gateway))
-    assert {ending.split()[0] for ending in ended} <= {code.name for code in PASSING}
-    assert not any("Connection refused" in ending for ending in ended)
-    assert ended["OK "] > 50
+            gateway.stub.ServerLive(pb.ServerLiveRequest(), timeout=60)
+    assert set(ended) == {"OK "}
     assert gateway.server.process.poll() is None
     eventually(lambda: len(list(files.iterdir())) <= before + 2)
 
@@ -131,7 +119,7 @@ def test_many_of_them(gateway: Gateway) -> None:
 def test_the_port_stays_taken(gateway: Gateway, models: Path) -> None:
     """After one, as before, a second server on the same port does not start."""
     send_bad_path(gateway)
-    eventually(lambda: answers(gateway))
+    gateway.stub.ServerLive(pb.ServerLiveRequest(), timeout=60)
     with launch("--model-repository", models, "--port", gateway.address.rpartition(":")[2]) as second:
         assert second.wait() == 1
     assert "the port is taken" in second.log
@@ -142,7 +130,7 @@ def test_it_ends_as_ever(gateway: Gateway, gate: Gate) -> None:
     calls = [start(gateway, "slow", 1)]
     eventually(gate.begun)
     send_bad_path(gateway)
-    eventually(lambda: answers(gateway))
+    gateway.stub.ServerLive(pb.ServerLiveRequest(), timeout=60)
     calls.append(start(gateway, "slow", 2))
     arrived(gateway)
     gateway.server.signal(signal.SIGTERM)
