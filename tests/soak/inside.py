@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PENDING = re.compile(r"(waiting|running|retrying|in_flight|changing|retiring)=(\d+)")
-_REQUESTS = {"Job", "Batch", "InferenceRequest", "Inference", "UnaryCall", "Flight"}
+_REQUESTS = {"Job", "Batch", "Inference", "UnaryCall", "Flight"}  # no InferenceRequest: known heads keep one each
 _KINDS = {
     "gateway": {"ServedModel", "Batcher", "ModelCache", "Worker", *_REQUESTS},
     "_asyncio": {"Future"},
