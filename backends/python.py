@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from pathlib import Path
@@ -81,20 +81,29 @@ class PythonInstance:
     def execute(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """What the class's own `execute` returns, copied: it may use its buffers again for the next batch.
 
+        Inputs that it passes on are not its buffers, nor are views of them.
+
         Raises:
             TypeError: it returned something other than a mapping.
         """
-        for array in inputs.values():
+        given = list(inputs.values())
+        for array in given:
             array.flags.writeable = False  # as those of a request that runs alone are: what works once works always
         outputs = self._model.execute(inputs)
         if not isinstance(outputs, Mapping):
             raise TypeError(f"execute returns a dict of arrays by output name, got {type(outputs).__name__}")
-        return {name: np.asarray(value).copy() for name, value in outputs.items()}
+        memory = {id(array) if array.base is None else id(array.base) for array in given}
+        return {name: _kept(np.asarray(value), memory) for name, value in outputs.items()}
 
     def close(self) -> None:
         """Call the class's own `close` where it has one."""
         if hasattr(self._model, "close"):
             self._model.close()
+
+
+def _kept(output: Array, memory: Container[int]) -> Array:
+    """An output that nobody writes into any more: itself if it lies in one of these memories, by their ids."""
+    return output if id(output if output.base is None else output.base) in memory else output.copy()
 
 
 class _FreshLoader(SourceFileLoader):
