@@ -26,6 +26,11 @@ class Running:
         self.exit_code = -1
         self.metrics = ""
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def _read(self) -> None:
         for line in self._process.stderr or ():
             self._log.put(line)
@@ -53,6 +58,14 @@ class Running:
                 print(line, end="", file=sys.stderr)
         except KeyboardInterrupt:
             print()
+
+    def ended(self) -> str:
+        """How it ended by itself; "" while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return ""
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return f"the server {how}"
 
     def stop(self) -> None:
         """Ask it to end, and wait until it has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Condition:
 
     def holds(self, value: float) -> bool:
         """Whether a figure keeps to it."""
-        if value == self.limit:
+        if math.isclose(value, self.limit, rel_tol=1e-9):  # 0.98 - 0.97 is more than 0.01
             return not self.strict
         return (value > self.limit) == QUANTITIES[self.name].more_is_better
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +38,7 @@ class Child:
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
 
     def __repr__(self) -> str:
         return f"<Child {'idle' if self._process is None else f'pid={self._process.pid}'}>"
@@ -61,17 +61,15 @@ class Child:
         pipe = self._pipe or self._start()
         try:
             pipe.send((function, args, kwargs))
-            if not pipe.poll(self._timeout_s):
-                raise StepFailed(f"not done after {self._timeout_s:g} s")
-            succeeded, result = pipe.recv()
+            succeeded, result = pipe.recv() if pipe.poll(self._timeout_s) else self._late()
         except (EOFError, ConnectionError):
             raise StepFailed(self._how_it_ended()) from None
-        except BaseException:  # late, or interrupted: whatever it is doing now, nobody waits for it
+        except BaseException:  # interrupted: whatever it is doing now, nobody waits for it
             self._end()
             raise
         if not succeeded:
-            raise StepFailed(result)
-        return result  # type: ignore[no-any-return]
+            raise StepFailed(str(result))
+        return cast("R", result)
 
     def _start(self) -> Connection[Any, Any]:
         ours, theirs = Pipe()
@@ -90,6 +88,10 @@ class Child:
             )
         self._pipe = ours
         return ours
+
+    def _late(self) -> tuple[bool, str]:
+        self._end()
+        return False, f"not done after {self._timeout_s:g} s (--timeout-s)"
 
     def _how_it_ended(self) -> str:
         """Why there is no answer, with the process's last words."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,24 @@ def load(path: Path) -> Recipe:
     module = _imported(path)
     with _blaming(path):
         return _Reader(path, module).recipe()
+
+
+def write(recipe: Recipe, path: Path, target: Path) -> None:
+    """Pickle a recipe for other processes, with the classes and functions of its file and of those beside it.
+
+    Raises:
+        InvalidRecipe: something in it cannot be pickled.
+    """
+    beside = path.resolve().parent
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).parent == beside and module.__name__ != "__main__":
+            cloudpickle.register_pickle_by_value(module)
+    try:
+        target.write_bytes(cloudpickle.dumps(recipe))
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise InvalidRecipe(f"{path}: it cannot be sent to another process: {type(error).__name__}: {words}") from error
 
 
 def location(error: BaseException, path: Path) -> str:
@@ -155,7 +174,9 @@ class _Reader:
                 raise _Wrong(f"'{name}' gives {output} {shape} for {rows} rows: its first dimension must be the batch")
         for output, again in _tensors(name, second).items():
             if not torch.equal(torch.nan_to_num(outputs[output]), torch.nan_to_num(again)):
-                raise _Wrong(f"'{name}' gives another {output} each time for the same sample: nothing could be compared")
+                raise _Wrong(
+                    f"'{name}' gives another {output} each time for the same sample: there is nothing to compare"
+                )
         return outputs
 
     def _outputs(self, outputs: Tensors) -> tuple[str, ...]:

@@ -86,8 +86,8 @@ def measure(artifact: Artifact, recipe: Recipe, seconds: float) -> Bare:
 def tune(artifact: Artifact, curve: Mapping[int, float], limit_ms: float) -> Batching:
     """The batching that a latency curve suggests.
 
-    The largest batch is the smallest that has nearly the best rows/s, and of those that a latency limit leaves room for:
-    a request may have to wait for the batch before its own. Sizes that a file is bound to stay as they are.
+    The largest batch is the smallest that has nearly the best rows/s of those that a latency limit leaves room for: a
+    request may have to wait for the batch before its own. Sizes that a file is bound to stay as they are.
     """
     if artifact.batch_sizes:
         return Batching(artifact.batch_sizes[-1], artifact.batch_sizes)
