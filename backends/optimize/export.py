@@ -91,12 +91,14 @@ def exported(variant: Variant, step: str, artifact: Artifact, recipe: Recipe) ->
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporters' deprecation notes and remarks about packages that are not installed."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
