@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backends.optimize.bare import arrays, opened
 from backends.optimize.check import EXPORTED, checked
 from backends.optimize.recipe import Recipe
 from backends.optimize.variant import Artifact, TechniqueFailed, Variant
@@ -88,15 +89,29 @@ def exported(variant: Variant, step: str, artifact: Artifact, recipe: Recipe) ->
     return replace(variant, steps=(*variant.steps, step), module=None, artifact=artifact)
 
 
+def converted(variant: Variant, step: str, artifact: Artifact, recipe: Recipe) -> Variant:
+    """The variant as another file, less exact on purpose; it is checked to serve, and the difference noted.
+
+    Raises:
+        TechniqueFailed: the file does not load, or gives tensors of other shapes or no numbers.
+    """
+    with opened(artifact_of(variant), recipe) as original:
+        worst = checked(artifact, lambda inputs: original(arrays(inputs)), recipe)
+    note = f"{step}: outputs differ by up to {worst:.2%} of the largest value on the sample."
+    return replace(variant, steps=(*variant.steps, step), artifact=artifact, notes=(*variant.notes, note))
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporters' deprecation notes and remarks about packages that are not installed."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -28,7 +28,9 @@ class TorchExport:
     def apply(self, variant: Variant, recipe: Recipe, folder: Path) -> Variant:
         """Export the module."""
         file = folder / "model.pt2"
-        torch.export.save(program_of(module_of(variant), recipe), file)
+        program = program_of(module_of(variant), recipe)
+        program.example_inputs = None  # they would go into the file, with all rows that share their memory
+        torch.export.save(program, file)
         return exported(variant, self.name, Artifact(file, "torch"), recipe)
 
 

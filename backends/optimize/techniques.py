@@ -44,6 +44,17 @@ _LISTED = (
     _Listed("export_pt2:TorchExport", (_NETWORK,)),
     _Listed("export_pt2:AotInductor", (_NETWORK,)),
     _Listed("export_onnx:OnnxExport", (_NETWORK,)),
+    _Listed("onnx_fp16:Fp16", ("onnx",)),
+    _Listed("onnx_int8:DynamicInt8", ("onnx",), {"per_channel": False}),
+    _Listed("onnx_int8:DynamicInt8", ("onnx",)),
+    _Listed("onnx_int8:StaticInt8", ("onnx",)),
+    _Listed("onnx_int8:StaticInt8", ("onnx",), {"symmetric": True}),
+    _Listed("prune:PruneWeights", settings={"sparsity": 0.5}),
+    _Listed("prune:PruneWeights", settings={"sparsity": 0.8}),
+    _Listed("prune_channels:PruneChannels", settings={"ratio": 0.3}),
+    _Listed("prune_channels:PruneChannels", settings={"ratio": 0.5}),
+    _Listed("distil:Distil"),
+    _Listed("depthwise:Separate"),
 )
 
 _EXPORT_TO = {".pt2": "pt2", ".onnx": "onnx", ".tflite": "litert"}
@@ -70,7 +81,11 @@ def plan(recipe: Recipe, only: Collection[str] = (), skip: Collection[str] = ())
     Raises:
         UnknownTechnique: a name is none.
     """
-    follows = {technique.name: after for technique, after in _placed(recipe)}
+    placed = list(_placed(recipe))
+    follows = {technique.name: after for technique, after in placed}
+    names = [technique.name for technique, _ in placed]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UnknownTechnique(f"two techniques are called '{twice}'")
     for name in (*only, *skip):
         if name not in follows:
             raise UnknownTechnique(f"unknown technique '{name}': expected some of {', '.join(follows)}")
