@@ -1,0 +1,70 @@
+"""An artifact called through the backend that serves it, without the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+from torch import Tensor
+
+from backends.base import UNBOUNDED, Array, Instance, Model, ModelSource, Signature, TensorSpec
+from backends.optimize.recipe import Recipe
+from backends.optimize.variant import Artifact
+from backends.registry import Registry
+
+Call = Callable[[Mapping[str, Array]], dict[str, Array]]
+"""One batch: outputs by name for inputs by name."""
+
+
+def declared(recipe: Recipe) -> Signature:
+    """The recipe's tensors, every first dimension open: what config.pbtxt declares.
+
+    TorchScript and AOTInductor packages cannot be served without it, and a .pt2 calls its outputs OUTPUT__0, ... then.
+    """
+    return Signature(_specs(arrays(recipe.sample)), _specs(recipe.run(recipe.model, recipe.sample)), UNBOUNDED)
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """The same numbers, in the same memory."""
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def opened(artifact: Artifact, recipe: Recipe, device: str = "cpu") -> Iterator[Call]:
+    """The artifact loaded as the gateway would load it; all calls execute on one thread, as an instance's do.
+
+    Raises:
+        LoadError: the backend does not take the file.
+    """
+    source = ModelSource(
+        recipe.name,
+        1,
+        artifact.file.parent,
+        artifact.file,
+        artifact.parameters,
+        declared(recipe),
+        device,
+        artifact.batch_sizes,
+    )
+    registry = Registry()
+    model = registry.backend(registry.info(artifact.backend)).load(source)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            instance = thread.submit(model.instance).result()
+            try:
+                yield lambda inputs: thread.submit(_execute, instance, model, inputs).result()
+            finally:
+                thread.submit(instance.close).result()
+    finally:
+        model.close()
+
+
+def _execute(instance: Instance, model: Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    taken = {spec.name: inputs[spec.name] for spec in map(TensorSpec._make, model.signature.inputs)}
+    return dict(instance.execute(taken))
+
+
+def _specs(tensors: Mapping[str, Array]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec.of(name, array.dtype, (-1, *np.shape(array)[1:])) for name, array in tensors.items())
