@@ -200,7 +200,7 @@ class _Reader:
             raise _Wrong(f"'training' has {len(next(iter(inputs.values())))} rows of inputs and {len(labels)} labels")
         loss = self._get("loss") or cross_entropy
         if not callable(loss):
-            raise _Wrong(f"'loss' is {_kind(loss)}, expected a function of the outputs and the labels")
+            raise _Wrong(f"'loss' is {_kind(loss)}, expected a function of the outputs and the labels, or no such name")
         settings = {name: self._setting(name, kind) for name, kind in _SETTINGS.items()}
         given = {name: value for name, value in settings.items() if value is not None}
         return Training(tuple(inputs.values()), labels, loss, **given)
@@ -266,14 +266,15 @@ def _named(name: str, value: Any, names: tuple[str, ...]) -> Tensors:
 
 
 def _tensor(name: str, value: Any) -> Tensor:
-    """Rows as a tensor that numpy can share."""
+    """Rows as a tensor that numpy can share; float64, which numpy has by default, as the networks' float32."""
     try:
-        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError):
         raise _Wrong(f"'{name}' has {_kind(value)}, expected an array of numbers or a tensor") from None
     if tensor.ndim == 0:
         raise _Wrong(f"'{name}' has a single number, expected rows")
-    return tensor.detach().cpu().contiguous()
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def _tensors(name: str, outputs: Any) -> Tensors:

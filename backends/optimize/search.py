@@ -114,7 +114,8 @@ class Search:
         parent = self._rows.get(variant[:-1])
         if parent and variant[:-1] not in self._made:
             return parent.reason if parent.state is State.SKIPPED else f"{parent.name} failed"
-        if parent and (network := self._networks.get(parent.steps)) and (missed := _hopeless(network, self._budget)):
+        network = None if variant[-1] in self._changes else self._networks.get(variant[:-1])
+        if parent and network and (missed := _hopeless(network, self._budget)):
             return f"{parent.name} has {missed}"
         if len(variant) > 1 and variant[0] in self._changes:
             return self._beaten(variant[1:])
@@ -147,6 +148,8 @@ class Search:
         if variant.artifact is None:
             raise StepFailed("it gave neither a module nor a file")
         try:
+            # Before it is known to load: a file that does not is set aside, for a machine that can.
+            work.gateway.add(variant.name, variant.artifact, timing.tune(variant.artifact, {1: 1.0}, math.inf))
             with work.new_child() as alone:  # of its own, so that no other runtime's threads and memory disturb it
                 bare = alone.call(steps.time_bare, work.recipe_file, variant.artifact, work.seconds)
             batching = timing.tune(variant.artifact, bare.curve, self._limit_ms())
