@@ -184,7 +184,7 @@ def changes(original: Row, winner: Row) -> Iterator[Change]:
         "accuracy",
         ACCURACY.text(before),
         ACCURACY.text(after),
-        f"{-after.drop.value:+.4f}",
+        f"{0.0 - after.drop.value:+.4f}",
         _is_worse(DROP, after, before),
     )
     for column in COLUMNS:

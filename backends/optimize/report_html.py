@@ -15,7 +15,7 @@ _STYLE = """\
   --best: #0b7a5e; --other: #7b8794; --original: #b35c00; --bad: #c2271d; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14181d; --ink: #e4e8ec; --soft: #9aa5b1; --rule: #333b45;
   --card: #1d232a; --best: #3ecf9f; --other: #8894a1; --original: #f0a04b; --bad: #ff7468; } }
-body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.5rem; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; max-width: 84rem; padding: 2rem 1.5rem; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .verdict { background: var(--card); border-left: 4px solid var(--best); padding: .7rem 1rem; }
@@ -23,9 +23,10 @@ h1 { font-size: 1.6rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2.
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } .l { text-align: left; } .w { white-space: normal; }
+th { color: var(--soft); font-weight: 600; } th:first-child, .l { text-align: left; } .w { white-space: normal; }
+.name { position: sticky; left: 0; background: var(--ground); text-align: left; }
 tr.winner td { background: var(--card); font-weight: 600; }
-.bad { color: var(--bad); font-weight: 600; } .best { color: var(--best); } .soft { color: var(--soft); }
+.bad { color: var(--bad); } td.bad { font-weight: 600; } .best { color: var(--best); } .soft { color: var(--soft); }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 svg .grid { stroke: var(--rule); } svg .front { fill: none; stroke: var(--best); stroke-dasharray: 5 4; }
 svg g text { fill: var(--ink); font-weight: 600; }
@@ -62,16 +63,20 @@ def _parts(report: Report) -> Iterator[str]:
     yield _list("What got worse", report_words.regressions(report), "bad")
     yield _list("How they came about", report_words.notes(report))
     if networks := report.of(State.NETWORK):
-        lines = [[_cell(cell) for cell in report_words.network(row)] for row in networks]
+        lines = [_cells(report_words.network(row)) for row in networks]
         yield _section("Changed networks, before they become files", _table(("network", "accuracy", "drop"), lines))
     if left := report.of(State.FAILED, State.SKIPPED):
         lines = [
-            [_cell(row.name), _cell(row.state, "l bad" if row.state is State.FAILED else "l"), _cell(row.reason, "l w")]
+            [
+                _cell(row.name, "l"),
+                _cell(row.state, "l bad" if row.state is State.FAILED else "l"),
+                _cell(row.reason, "l w"),
+            ]
             for row in left
         ]
         yield _section("Failed and skipped", _table(("variant", "", "why"), lines))
     if report.profile:
-        lines = [[_cell(cell) for cell in line] for line in report_words.operations(report.profile)]
+        lines = [_cells(line) for line in report_words.operations(report.profile)]
         table = f"<p>{escape(report_words.profiled(report.profile))}</p>{_table(report_words.OPERATIONS, lines)}"
         yield _section("Where the original's time goes", table)
     yield _list("How it was measured", report_words.method(report))
@@ -80,7 +85,7 @@ def _parts(report: Report) -> Iterator[str]:
 def _changes(original: Row, winner: Row) -> str:
     lines = [
         [
-            _cell(change.what),
+            _cell(change.what, "l"),
             _cell(change.before),
             _cell(change.after),
             _cell(change.gain, "bad" if change.worse else ""),
@@ -107,7 +112,7 @@ def _variants(report: Report) -> str:
 
 def _name(row: Row, front: set[str]) -> str:
     mark = ' <span class="best" title="on the Pareto front">&#9670;</span>' if row.name in front else ""
-    return f'<td class="l">{escape(row.name)}{mark}</td>'
+    return f'<td class="name">{escape(row.name)}{mark}</td>'
 
 
 def _section(title: str, content: str) -> str:
@@ -123,6 +128,11 @@ def _list(title: str, sentences: Sequence[str], kind: str = "") -> str:
 
 def _cell(text: str, kind: str = "") -> str:
     return f"<td class='{kind}'>{escape(text)}</td>"
+
+
+def _cells(texts: Sequence[str]) -> list[str]:
+    """A line whose first cell is a name."""
+    return [_cell(text, "" if number else "l") for number, text in enumerate(texts)]
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
