@@ -19,7 +19,7 @@ _FEW_CHANNELS = 4
 
 
 class DepthwiseSeparable(nn.Module):
-    """In place of an `nn.Conv2d`: [n, in, h, w] to [n, out, h', w'], at little more than 1 / out + 1 / k² of its cost."""
+    """In place of an `nn.Conv2d`: [n, in, h, w] to [n, out, h', w'], at 1 / out + 1 / k² of its cost."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], **more: Any) -> None:
         """As `nn.Conv2d`, without `groups`; a `bias` belongs to the mixture."""
