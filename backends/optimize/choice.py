@@ -73,7 +73,7 @@ def remarks(row: Row, rows: Sequence[Row]) -> list[str]:
         found.append(f"less accurate than the original, beyond chance: by {figures.drop.value:.2%}")
     if original := by_steps.get(()):
         found += _slower(figures, original)
-        if figures.size_bytes > original.figures.size_bytes * (1 + _NOISE):  # type: ignore[union-attr]
+        if figures.size_bytes > _figures(original).size_bytes * (1 + _NOISE):
             found.append("larger than the original")
     if len(row.steps) > 1 and (before := by_steps.get(row.steps[:-1])):
         found += _slower(figures, before, row.steps[-1])

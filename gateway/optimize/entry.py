@@ -18,7 +18,8 @@ from tensorgate_client.tensors import datatype_of
 from tensorgate_client.wire import model_config_pb2 as pb
 
 _VERSION = "1"
-_ASIDE = ".unserved"  # no model's name: hidden folders are none
+ASIDE = ".unserved"
+"""Where files are that did not serve; no model's name, since hidden folders are none."""
 
 _HEAD = """\
 # Written by `tensorgate optimize`. max_batch_size and the preferred sizes follow from the latency of the bare file by
@@ -54,7 +55,7 @@ class Entries:
     def remove(self, name: str) -> None:
         """Set an entry aside, where no server loads it: perhaps another machine could."""
         if (self.root / name).exists():
-            aside = self.root / _ASIDE / name
+            aside = self.root / ASIDE / name
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             (self.root / name).rename(aside)
