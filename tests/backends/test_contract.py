@@ -14,6 +14,7 @@ import torch
 from support.contract import Case, Contract, doubling, rows
 from support.models import RepositoryBuilder, save_exported, save_torchscript
 from support.server import serving
+from support.tflite import doubled, tflite_model
 from torch import nn
 
 from backends.base import InvalidInput, LoadError, Signature, TensorSpec
@@ -50,11 +51,20 @@ CASES = {
     "onnxruntime": Case("onnxruntime", "model.onnx", doubling, -1),
     "torch-pt2": Case("torch", "model.pt2", _exported, 16, "OUTPUT__0"),
     "torch-torchscript": Case("torch", "model.pt", lambda p: save_torchscript(Double(), p), 16, declared=DECLARED),
+    "litert-open-batch": Case(
+        "litert", "model.tflite", lambda p: p.write_bytes(tflite_model(doubled(-1))) and None, -1
+    ),
+    "litert-signatures": Case(
+        "litert",
+        "model.tflite",
+        lambda p: p.write_bytes(tflite_model(*(doubled(rows, f"b{rows}") for rows in range(1, 17)))) and None,
+        16,
+    ),
     "python": Case("python", "model.py", _python, -1),
     "echo": Case("echo", "", lambda _: None, 16, factor=1, declared=DECLARED),
     "third-party": Case("scale", "model.scale", lambda p: p.write_text("3") and None, 16, factor=3),
 }
-RUNTIMES = [("onnxruntime", "onnxruntime", "onnx"), ("torch", "torch", "torch")]
+RUNTIMES = [("onnxruntime", "onnxruntime", "onnx"), ("torch", "torch", "torch"), ("litert", "ai_edge_litert", "litert")]
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
@@ -72,6 +82,7 @@ KNOWN = {
     "onnxruntime": "inter_op_thread_count, execution_mode, .*, session\\.\\*, ep\\.\\*, cuda\\.\\*$",
     "torch-pt2": "dtype, compile, intra_op_thread_count$",
     "torch-torchscript": "dtype, compile, intra_op_thread_count$",
+    "litert-open-batch": "intra_op_thread_count, signatures, inline$",
     "echo": "delay_ms$",
 }
 
