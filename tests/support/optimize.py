@@ -1,0 +1,127 @@
+"""Recipes for `tensorgate optimize`, and what its reports say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DIGITS = """
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+images, labels = load_digits(return_X_y=True)
+images = images.astype(np.float32)
+inputs, targets = torch.from_numpy(images[:1200]), torch.from_numpy(labels[:1200])
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    def forward(self, pixels):
+        return self.layers(pixels)
+
+
+def model():
+    torch.manual_seed(0)
+    network = Network()
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(60):
+        error = nn.functional.cross_entropy(network(inputs), targets)
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+    return network
+
+
+sample = images[0:1]
+outputs = ["logits"]
+
+
+def evaluate(predict):
+    return predict(images[1200:]).argmax(1) == labels[1200:]
+"""
+"""A small classifier of digits, accuracy 0.92."""
+
+OWN_TECHNIQUES = """
+import copy
+import os
+from dataclasses import replace
+
+from backends.optimize.variant import Artifact, Variant
+
+
+class Own:
+    takes = "module"
+
+    def __init__(self, name):
+        self.name = name
+
+    def obstacle(self, recipe):
+        return ""
+
+
+class Disturbed(Own):
+    def apply(self, variant, recipe, folder):
+        module = copy.deepcopy(variant.module)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight += 0.06 * torch.randn_like(weight)
+        return replace(variant, steps=(*variant.steps, self.name), module=module, notes=("Noise was added.",))
+
+
+class Crashing(Own):
+    def apply(self, variant, recipe, folder):
+        os.abort()
+
+
+class Unloadable(Own):
+    def apply(self, variant, recipe, folder):
+        file = folder / "model.onnx"
+        file.write_bytes(b"no model")
+        return Variant((*variant.steps, self.name), artifact=Artifact(file, "onnxruntime"))
+
+
+class Impossible(Own):
+    def obstacle(self, recipe):
+        return "needs what nobody has"
+
+
+techniques = [Disturbed("disturbed"), Crashing("crashing"), Unloadable("unloadable"), Impossible("impossible")]
+"""
+"""Steps that go wrong, each in its own way; to be written after a recipe."""
+
+STUCK = """
+import time
+from pathlib import Path
+
+
+class Stuck:
+    name, takes = "stuck", "module"
+
+    def obstacle(self, recipe):
+        return ""
+
+    def apply(self, variant, recipe, folder):
+        Path({marker!r}).touch()
+        time.sleep(600)
+
+
+techniques = [Stuck()]
+"""
+
+
+def report_of(output: Path) -> dict[str, Any]:
+    """The JSON report of a run."""
+    found: dict[str, Any] = json.loads((output / "report.json").read_text())
+    return found
+
+
+def variants(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The report's rows by name."""
+    return {row["name"]: row for row in report["variants"]}
