@@ -149,10 +149,10 @@ class Search:
             raise StepFailed("it gave neither a module nor a file")
         try:
             # Before it is known to load: a file that does not is set aside, for a machine that can.
-            work.gateway.add(variant.name, variant.artifact, timing.tune(variant.artifact, {1: 1.0}, math.inf))
+            work.gateway.add(variant.name, variant.artifact, timing.Batching(1, ()))
             with work.new_child() as alone:  # of its own, so that no other runtime's threads and memory disturb it
                 bare = alone.call(steps.time_bare, work.recipe_file, variant.artifact, work.seconds)
-            batching = timing.tune(variant.artifact, bare.curve, self._limit_ms())
+            batching = timing.tune(bare.curve, self._limit_ms())
             size = work.gateway.add(variant.name, variant.artifact, batching)
             rows = {name: tensor.numpy() for name, tensor in work.recipe.sample.items()}
             evaluate = partial(scores.evaluate, work.recipe, max_rows=batching.max_batch_size)
@@ -161,7 +161,7 @@ class Search:
         except BaseException as error:  # the repository holds what has been measured, whatever ends this
             work.gateway.remove(variant.name)
             if isinstance(error, Exception):
-                return _row_of(made, State.FAILED, reason=_said(error))
+                return _row_of(made, State.FAILED, reason=f"made, but not served: {_said(error)}")
             raise
         return _row_of(made, State.MEASURED, figures)
 

@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from backends.base import Signature, TensorSpec
+from backends.optimize.bare import device_of
 from backends.optimize.timing import Batching
 from backends.optimize.variant import Artifact
 from gateway import parameters
@@ -66,6 +67,8 @@ class Entries:
             max_batch_size=batching.max_batch_size,
             default_model_filename=artifact.file.name,
         )
+        if device_of(artifact) == "cpu":  # as it is measured; on a GPU it would be another variant
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU)
         _declare(config.input, self._signature.inputs)
         _declare(config.output, self._signature.outputs)
         config.dynamic_batching.preferred_batch_size.extend(batching.preferred_batch_sizes)

@@ -86,7 +86,7 @@ def test_reasons(found):
     assert "was killed by SIGABRT" in found["crashing"]["reason"]
     assert "LoadError" in found["unloadable"]["reason"]
     assert found["impossible"]["reason"] == "needs what nobody has"
-    assert found["treacherous"]["reason"] == "the server was killed by SIGABRT"
+    assert found["treacherous"]["reason"] == "made, but not served: the server was killed by SIGABRT"
 
 
 def test_repository_is_served(run, found):
