@@ -9,6 +9,7 @@ import time
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -82,9 +83,7 @@ class Job:
         return code or (0 if report.winner else FAILED)
 
     def _search(self) -> None:
-        # On a terminal alone: in a log, the lines of the variants tell as much.
-        progress = tqdm(total=len(self._plan) + 1, file=sys.stderr, disable=None, unit="variant", leave=False)
-        with self._work.new_child() as child, progress as bar:
+        with self._work.new_child() as child, _progress(len(self._plan) + 1) as bar:
             self._profile = child.call(steps.profile, self._work.recipe_file)
             with bar.external_write_mode(file=sys.stdout):
                 say(lines.profile(self._profile))
@@ -109,6 +108,13 @@ class Job:
             planned=len(self._plan) + 1,
         )
         return Report(run, Machine.this(), self._profile, self._rows)
+
+
+def _progress(total: int) -> Any:
+    """A bar on stderr if that is a terminal: in a log, the lines of the variants tell as much."""
+    size = shutil.get_terminal_size()  # tqdm draws nothing on one that does not tell
+    shape = {"ncols": size.columns, "nrows": size.lines}
+    return tqdm(total=total, file=sys.stderr, disable=None, unit="variant", leave=False, **shape)
 
 
 def _read(path: Path, target: Path) -> Recipe:
