@@ -34,7 +34,7 @@ class Named(nn.Module):
         parameters = [inspect.Parameter(name, kind) for name in recipe.sample]
         forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # where exporters look
         self.forward = forward
-        self.eval()
+        self.training = False  # as the module is, which may be a graph that refuses to be told
 
 
 def values_of(result: Any) -> tuple[Any, ...]:
@@ -97,8 +97,13 @@ def converted(variant: Variant, step: str, artifact: Artifact, recipe: Recipe) -
     """
     with opened(artifact_of(variant), recipe) as original:
         worst = checked(artifact, lambda inputs: original(arrays(inputs)), recipe)
-    note = f"{step}: outputs differ by up to {worst:.2%} of the largest value on the sample."
-    return replace(variant, steps=(*variant.steps, step), artifact=artifact, notes=(*variant.notes, note))
+    notes = (*variant.notes, difference(step, worst))
+    return replace(variant, steps=(*variant.steps, step), artifact=artifact, notes=notes)
+
+
+def difference(step: str, worst: float) -> str:
+    """The note on a file that is less exact than what it was made of."""
+    return f"{step}: outputs differ by up to {worst:.2%} of the largest value on the sample."
 
 
 @contextmanager

@@ -27,10 +27,7 @@ class TorchExport:
 
     def apply(self, variant: Variant, recipe: Recipe, folder: Path) -> Variant:
         """Export the module."""
-        file = folder / "model.pt2"
-        program = program_of(module_of(variant), recipe)
-        program.example_inputs = None  # they would go into the file, with all rows that share their memory
-        torch.export.save(program, file)
+        file = save_to(folder, program_of(module_of(variant), recipe))
         return exported(variant, self.name, Artifact(file, "torch"), recipe)
 
 
@@ -47,8 +44,21 @@ class AotInductor:
 
     def apply(self, variant: Variant, recipe: Recipe, folder: Path) -> Variant:
         """Export and compile the module."""
-        file = folder / "model.pt2"
-        program = program_of(module_of(variant), recipe)
-        with quiet():
-            torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+        file = compile_to(folder, program_of(module_of(variant), recipe))
         return exported(variant, self.name, Artifact(file, "torch"), recipe)
+
+
+def save_to(folder: Path, program: torch.export.ExportedProgram) -> Path:
+    """Write a program as `model.pt2`."""
+    file = folder / "model.pt2"
+    program.example_inputs = None  # they would go into the file, with all rows that share their memory
+    torch.export.save(program, file)
+    return file
+
+
+def compile_to(folder: Path, program: torch.export.ExportedProgram) -> Path:
+    """Compile a program into the package `model.pt2`."""
+    file = folder / "model.pt2"
+    with quiet():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+    return file

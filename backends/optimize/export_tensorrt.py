@@ -9,7 +9,7 @@ from typing import ClassVar
 from backends.base import LoadError, ModelSource
 from backends.optimize.bare import arrays, declared, opened
 from backends.optimize.check import checked
-from backends.optimize.export import artifact_of
+from backends.optimize.export import artifact_of, difference
 from backends.optimize.packages import missing
 from backends.optimize.recipe import Recipe
 from backends.optimize.variant import Artifact, TechniqueFailed, Variant
@@ -57,5 +57,5 @@ class TensorRtEngine:
         else:
             with opened(source, recipe) as original:
                 worst = checked(artifact, lambda inputs: original(arrays(inputs)), recipe, _TOLERANCE)
-            note = f"{self.name}: outputs differ by up to {worst:.2%} of the largest value on the sample."
+            note = difference(self.name, worst)
         return replace(variant, steps=(*variant.steps, self.name), artifact=artifact, notes=(*variant.notes, note))

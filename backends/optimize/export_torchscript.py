@@ -35,7 +35,7 @@ class TorchScript:
 
 
 class _Flat(nn.Module):
-    """A module that returns a tensor, or a tuple of several: dicts are found by names, which config.pbtxt may change."""
+    """A module that returns a tensor, or a tuple of several: the keys of a dict need not be the recipe's names."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from backends.base import Array
 from backends.optimize.bare import arrays
+from backends.optimize.calibration import calibration_batches, calibration_missing
 from backends.optimize.export import artifact_of, converted
 from backends.optimize.packages import missing
 from backends.optimize.recipe import Recipe
@@ -18,9 +19,6 @@ from backends.optimize.variant import Artifact, TechniqueFailed, Variant
 
 _WEIGHTED = ("MatMul", "Gemm", "Gather")
 """Operators with weights of their own that gain on any network: products, and look-ups in an embedding."""
-
-_ROWS = 8
-"""Of a calibration batch: what every operator gives is in memory meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +85,7 @@ class StaticInt8:
 
     def obstacle(self, recipe: Recipe) -> str:
         """A missing package, or no calibration data."""
-        if not _rows(recipe):
-            return "it needs calibration data: give the recipe some rows of `calibration`"
-        return missing("onnx", "onnxruntime")
+        return calibration_missing(recipe) or missing("onnx", "onnxruntime")
 
     def apply(self, variant: Variant, recipe: Recipe, folder: Path) -> Variant:
         """Calibrate and quantise.
@@ -134,20 +130,11 @@ def _prepared(file: Path) -> Iterator[tuple[Path, set[str]]]:
         yield prepared, {node.op_type for node in graph.node}
 
 
-def _rows(recipe: Recipe) -> int:
-    return min((len(tensor) for tensor in recipe.calibration.values()), default=0)
-
-
 def _calibration(recipe: Recipe) -> Any:
     """The calibration data in batches, as ONNX Runtime asks for it."""
     from onnxruntime.quantization import CalibrationDataReader  # noqa: PLC0415
 
-    batches = iter(
-        [
-            arrays({name: tensor[start : start + _ROWS] for name, tensor in recipe.calibration.items()})
-            for start in range(0, _rows(recipe), _ROWS)
-        ]
-    )
+    batches = map(arrays, calibration_batches(recipe))
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # the library carries no types
         def get_next(self) -> dict[str, Array] | None:
