@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from backends.base import UNBOUNDED, Array, Instance, Model, ModelSource, Signature, TensorSpec
-from backends.optimize.recipe import Recipe
 from backends.optimize.variant import Artifact
 from backends.registry import Registry
+
+if TYPE_CHECKING:  # a process that times another runtime is not to hold PyTorch
+    from torch import Tensor
+
+    from backends.optimize.recipe import Recipe
 
 Call = Callable[[Mapping[str, Array]], dict[str, Array]]
 """One batch: outputs by name for inputs by name."""
@@ -36,21 +40,30 @@ def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
+def opened(artifact: Artifact, recipe: Recipe) -> AbstractContextManager[Call]:
+    """The artifact loaded for tensors as the recipe's: see `loaded`."""
+    return loaded(artifact, declared(recipe))
+
+
 @contextmanager
-def opened(artifact: Artifact, recipe: Recipe, device: str = "cpu") -> Iterator[Call]:
+def loaded(artifact: Artifact, tensors: Signature) -> Iterator[Call]:
     """The artifact loaded as the gateway would load it; to be called on this thread alone, as an instance is.
+
+    Args:
+        artifact: the file.
+        tensors: its inputs and outputs, as `declared` gives them.
 
     Raises:
         LoadError: the backend does not take the file.
     """
     source = ModelSource(
-        recipe.name,
+        artifact.file.stem,
         1,
         artifact.file.parent,
         artifact.file,
         artifact.parameters,
-        declared(recipe),
-        device,
+        tensors,
+        device_of(artifact),
         artifact.batch_sizes,
     )
     registry = Registry()

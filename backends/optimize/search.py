@@ -11,6 +11,7 @@ from pathlib import Path
 
 from backends.base import Array
 from backends.optimize import choice, scores, steps, timing
+from backends.optimize.bare import arrays, declared
 from backends.optimize.budget import Budget
 from backends.optimize.child import Child, StepFailed, shortened
 from backends.optimize.recipe import Recipe
@@ -56,6 +57,7 @@ class Search:
         self._budget = budget
         self._techniques = known(work.recipe)
         self._changes = changes(work.recipe)
+        self._tensors = declared(work.recipe)
         self._rows: dict[Steps, Row] = {}
         self._made: dict[Steps, Made] = {}
         self._networks: dict[Steps, Figures] = {}
@@ -150,11 +152,11 @@ class Search:
         try:
             # Before it is known to load: a file that does not is set aside, for a machine that can.
             work.gateway.add(variant.name, variant.artifact, timing.Batching(1, ()))
+            rows = arrays(work.recipe.sample)
             with work.new_child() as alone:  # of its own, so that no other runtime's threads and memory disturb it
-                bare = alone.call(steps.time_bare, work.recipe_file, variant.artifact, work.seconds)
+                bare = alone.call(timing.measure, variant.artifact, self._tensors, rows, work.seconds)
             batching = timing.tune(bare.curve, self._limit_ms())
             size = work.gateway.add(variant.name, variant.artifact, batching)
-            rows = {name: tensor.numpy() for name, tensor in work.recipe.sample.items()}
             evaluate = partial(scores.evaluate, work.recipe, max_rows=batching.max_batch_size)
             evaluation, served = work.gateway.measure(variant.name, rows, evaluate)
             figures = replace(self._compared(evaluation), size_bytes=size, served=served, bare=bare, batching=batching)

@@ -13,9 +13,9 @@ import cloudpickle
 import torch
 
 from backends.base import Array, Operation
-from backends.optimize import eager, techniques, timing
+from backends.optimize import eager, techniques
 from backends.optimize.recipe import Recipe
-from backends.optimize.variant import Artifact, Variant
+from backends.optimize.variant import Variant
 from backends.torch_profiler import TorchProfiler
 
 _PROFILED_RUNS = 20
@@ -92,11 +92,6 @@ def run(recipe_file: Path, source: Path, inputs: Mapping[str, Array]) -> dict[st
     if module is None:
         raise TypeError(f"{source}: not a module")
     return recipe_in(recipe_file).run(module, {name: torch.from_numpy(array) for name, array in inputs.items()})
-
-
-def time_bare(recipe_file: Path, artifact: Artifact, seconds: float) -> timing.Bare:
-    """How long a file takes through its backend alone."""
-    return timing.measure(artifact, recipe_in(recipe_file), seconds)
 
 
 def profile(recipe_file: Path) -> Profile:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends.base import Array
-from backends.optimize.bare import Call, device_of, opened
-from backends.optimize.recipe import Recipe
+from backends.base import Array, Signature
+from backends.optimize.bare import Call, loaded
 from backends.optimize.variant import Artifact
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -64,23 +63,29 @@ class Batching:
     preferred_batch_sizes: tuple[int, ...]
 
 
-def measure(artifact: Artifact, recipe: Recipe, seconds: float) -> Bare:
-    """Time an artifact in this process, `seconds` for the single row and as long for all larger batches together.
+def measure(artifact: Artifact, tensors: Signature, rows: Mapping[str, Array], seconds: float) -> Bare:
+    """Time an artifact in this process.
+
+    Args:
+        artifact: the file.
+        tensors: its inputs and outputs.
+        rows: for the inputs; repeated for batches of more.
+        seconds: for the smallest batch, and as long for all larger ones together.
 
     Raises:
         LoadError: its backend does not take it; other exceptions are the runtime's.
     """
     began = time.perf_counter()
-    with opened(artifact, recipe, device_of(artifact)) as call:
+    with loaded(artifact, tensors) as call:
         load_s = time.perf_counter() - began
         most = artifact.max_batch_size or _SIZES[-1]
         sizes = artifact.batch_sizes or tuple(size for size in _SIZES if size <= most)
-        first = _times(call, _rows(recipe, sizes[0]), seconds)
+        first = _times(call, _resized(rows, sizes[0]), seconds)
         curve = {sizes[0]: float(np.median(first)) * 1000}
         for size in sizes[1:]:
             if curve[max(curve)] > _SLOWEST_S * 1000:
                 break
-            curve[size] = float(np.median(_times(call, _rows(recipe, size), seconds / len(sizes)))) * 1000
+            curve[size] = float(np.median(_times(call, _resized(rows, size), seconds / len(sizes)))) * 1000
     return Bare(load_s, Latency.of(first), curve)
 
 
@@ -96,9 +101,9 @@ def tune(curve: Mapping[int, float], limit_ms: float) -> Batching:
     return Batching(knee, tuple(rows for rows in allowed if 1 < rows <= knee))
 
 
-def _rows(recipe: Recipe, size: int) -> dict[str, Array]:
-    """So many rows of the sample, repeated where it has fewer."""
-    return {name: np.resize(tensor.numpy(), (size, *tensor.shape[1:])) for name, tensor in recipe.sample.items()}
+def _resized(rows: Mapping[str, Array], size: int) -> dict[str, Array]:
+    """So many of the rows, repeated where there are fewer."""
+    return {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}
 
 
 def _times(call: Call, inputs: Mapping[str, Array], seconds: float) -> list[float]:

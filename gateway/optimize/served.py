@@ -24,6 +24,7 @@ _DEADLINE_MS = 120_000.0
 _DIFFERENT = 64  # requests, sent in turn
 _ENOUGH = 1000  # requests: ten of them beyond the 99th percentile
 _LONGER = 10  # times as long at most, for as many
+_LEAST, _LONGEST_S = 20, 60.0  # requests, without which there is nothing to tell; seconds to wait for them
 _WARM = 0.25  # of the time that is measured
 
 
@@ -85,14 +86,18 @@ class ServedEntries(Entries):
 async def _measured(
     client: aio.InferenceClient, model: Model, requests: Sequence[Inputs], load: Load, seconds: float
 ) -> Measured:
-    flags = Namespace(warmup=_WARM * seconds, seconds=seconds, stream=False)
-    measured = await measure(client, model, requests, load, flags)
-    if measured.errors:
-        ((reason, times),) = measured.errors.most_common(1)
-        raise StepFailed(f"{times:,} of {measured.sent:,} requests failed: {reason}")
-    if not measured.latencies:
-        raise StepFailed(f"no request was answered within {seconds:g} s")
-    return measured
+    """What requests took, for so many seconds, or longer where too few of them would be answered."""
+    while True:
+        flags = Namespace(warmup=_WARM * seconds, seconds=seconds, stream=False)
+        measured = await measure(client, model, requests, load, flags)
+        if measured.errors:
+            ((reason, times),) = measured.errors.most_common(1)
+            raise StepFailed(f"{times:,} of {measured.sent:,} requests failed: {reason}")
+        if len(measured.latencies) >= _LEAST:
+            return measured
+        if seconds > _LONGEST_S:
+            raise StepFailed(f"{len(measured.latencies)} requests were answered within {seconds:g} s")
+        seconds *= 2
 
 
 def _check_loaded(client: InferenceClient, name: str) -> None:
