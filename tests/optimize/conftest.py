@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from support.commands import Here
-from support.techniques import digits_recipe, sentences_recipe
+from support.techniques import apply, digits_recipe, sentences_recipe
+
+from backends.optimize.export_onnx import OnnxExport
 
 
 @pytest.fixture
@@ -25,6 +27,18 @@ def digits():
 def sentences():
     """A recipe with a transformer: several inputs and outputs, no training data."""
     return sentences_recipe()
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(digits, tmp_path_factory):
+    """The classifier's ONNX file, as a variant."""
+    return apply(OnnxExport(), digits, tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def sentences_onnx(sentences, tmp_path_factory):
+    """The transformer's ONNX file, as a variant."""
+    return apply(OnnxExport(), sentences, tmp_path_factory.mktemp("sentences"))
 
 
 @pytest.fixture

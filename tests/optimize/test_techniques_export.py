@@ -72,12 +72,11 @@ def test_mismatch(folder: Path) -> None:
         apply(TorchScript(), recipe, folder)
 
 
-def test_nan(sentences: Recipe, folder: Path) -> None:
+def test_nan(sentences: Recipe, sentences_onnx: Variant) -> None:
     """A file that gives NaN is refused, whatever exactness was asked for."""
-    artifact = apply(OnnxExport(), sentences, folder).artifact
     with pytest.raises(TechniqueFailed, match="holds NaN or infinity where the original holds numbers, or the reverse"):
         checked(
-            artifact,
+            sentences_onnx.artifact,
             lambda inputs: {name: value * np.nan for name, value in sentences.run(sentences.model, inputs).items()},
             sentences,
         )
@@ -90,12 +89,11 @@ def test_damaged(digits: Recipe, tmp_path: Path) -> None:
         checked(Artifact(tmp_path / "model.onnx", "onnxruntime"), lambda _: {}, digits)
 
 
-def test_engine(digits: Recipe, folder: Path) -> None:
+def test_engine(digits: Recipe, digits_onnx: Variant, folder: Path) -> None:
     """An engine is built of an export as it is and of its int8 form; where no GPU is, the report says it never ran."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is published for x86-64 alone")
-    export = apply(OnnxExport(), digits, folder)
-    int8 = apply(StaticInt8(symmetric=True), digits, folder, export)
-    engines = [apply(TensorRtEngine(), digits, folder, variant) for variant in (export, int8)]
+    int8 = apply(StaticInt8(symmetric=True), digits, folder, digits_onnx)
+    engines = [apply(TensorRtEngine(), digits, folder, variant) for variant in (digits_onnx, int8)]
     assert [engine.name for engine in engines] == ["onnx_tensorrt", "onnx_int8-static-symmetric_tensorrt"]
     for engine in engines:
         assert engine.artifact.file.name == "model.plan"
@@ -105,10 +103,10 @@ def test_engine(digits: Recipe, folder: Path) -> None:
     assert plans[0] > 0.9 * sum(p.numel() * 4 for p in digits.model.parameters())
 
 
-def test_engine_of_dynamic_int8(digits: Recipe, folder: Path) -> None:
+def test_engine_of_dynamic_int8(digits: Recipe, digits_onnx: Variant, folder: Path) -> None:
     """TensorRT takes no dynamic int8; the reason names the operator."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is published for x86-64 alone")
-    variant = apply(DynamicInt8(), digits, folder, apply(OnnxExport(), digits, folder))
+    variant = apply(DynamicInt8(), digits, folder, digits_onnx)
     with pytest.raises(TechniqueFailed, match="DynamicQuantizeLinear"):
         apply(TensorRtEngine(), digits, folder, variant)
 

@@ -65,28 +65,26 @@ def test_per_channel(uneven: Recipe, folder: Path) -> None:
     assert 0 < error(per_channel, uneven) < 0.5 * error(per_tensor, uneven)
 
 
-def test_embeddings(sentences: Recipe, folder: Path) -> None:
+def test_embeddings(sentences: Recipe, sentences_onnx: Variant, folder: Path) -> None:
     """A transformer's embeddings become int8 as well: they are half of a small one."""
-    original = apply(OnnxExport(), sentences, folder)
-    int8 = apply(DynamicInt8(), sentences, folder, original)
+    int8 = apply(DynamicInt8(), sentences, folder, sentences_onnx)
     floats = sum(p.numel() * 4 for p in sentences.model.parameters())
-    assert size(original) - size(int8) > 0.6 * floats
+    assert size(sentences_onnx) - size(int8) > 0.6 * floats
     assert error(int8, sentences) < 0.05
 
 
 @pytest.mark.parametrize("technique", [StaticInt8(), StaticInt8(symmetric=True), Fp16()], ids=lambda t: t.name)
-def test_converted_digits(technique: Technique, digits: Recipe, folder: Path) -> None:
+def test_converted_digits(technique: Technique, digits: Recipe, digits_onnx: Variant, folder: Path) -> None:
     """A classifier of convolutions keeps its accuracy in a smaller file, which takes and gives fp32 as before."""
-    original = apply(OnnxExport(), digits, folder)
-    variant = apply(technique, digits, folder, original)
-    saved = size(original) - size(variant)
+    variant = apply(technique, digits, folder, digits_onnx)
+    saved = size(digits_onnx) - size(variant)
     assert saved > (0.45 if technique.name == "fp16" else 0.6) * sum(p.numel() * 4 for p in digits.model.parameters())
-    assert accuracy_of(digits, variant) > accuracy_of(digits, original) - 0.02
+    assert accuracy_of(digits, variant) > accuracy_of(digits, digits_onnx) - 0.02
 
 
-def test_static_transformer(sentences: Recipe, folder: Path) -> None:
+def test_static_transformer(sentences: Recipe, sentences_onnx: Variant, folder: Path) -> None:
     """Static int8 of a transformer is not spoilt by the huge numbers of its attention mask."""
-    int8 = apply(StaticInt8(), sentences, folder, apply(OnnxExport(), sentences, folder))
+    int8 = apply(StaticInt8(), sentences, folder, sentences_onnx)
     assert error(int8, sentences) < 0.1
 
 
@@ -104,9 +102,8 @@ def test_overflow(uneven: Recipe, folder: Path) -> None:
 def test_torch(technique: Technique, digits: Recipe, uneven: Recipe, folder: Path) -> None:
     """The int8 of torchao is served from a smaller .pt2, by a server without torchao, as accurately as before."""
     assert size(apply(technique, uneven, folder)) < 0.4 * size(apply(TorchExport(), uneven, folder))
-    original = apply(TorchExport(), digits, folder)
     variant = apply(technique, digits, folder)
-    assert accuracy_of(digits, variant) > accuracy_of(digits, original) - 0.02
+    assert accuracy_of(digits, variant) > accuracy_of(digits, Variant(module=digits.model)) - 0.02
 
 
 def test_nothing_to_quantise(digits: Recipe, folder: Path) -> None:

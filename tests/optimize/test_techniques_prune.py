@@ -44,7 +44,7 @@ def test_schedule() -> None:
     assert list(schedule(0.3, 1)) == [0.3]
 
 
-def test_channels(digits: Recipe, folder: Path) -> None:
+def test_channels(digits: Recipe, digits_onnx: Variant, folder: Path) -> None:
     """With half of the channels gone tensors and file are smaller; fine-tuning brings back what accuracy that costs."""
     variant = apply(PruneChannels(0.5), digits, folder)
     assert variant.name == "prune-channels-50"
@@ -56,8 +56,8 @@ def test_channels(digits: Recipe, folder: Path) -> None:
     assert count(module) < 0.3 * count(digits.model)
     assert f"of the {count(digits.model):,} weights are left" in variant.notes[0]
     assert accuracy_of(digits, variant) > 0.93
-    files = [apply(OnnxExport(), digits, folder, v).artifact.file for v in (Variant(module=digits.model), variant)]
-    assert files[1].stat().st_size < 0.5 * files[0].stat().st_size
+    files = [v.artifact.file.stat().st_size for v in (digits_onnx, apply(OnnxExport(), digits, folder, variant))]
+    assert files[1] < 0.5 * files[0]
 
 
 @pytest.mark.parametrize("technique", [PruneWeights(0.95), PruneChannels(0.5)], ids=lambda t: t.name)
@@ -67,7 +67,7 @@ def test_without_training(technique: PruneWeights | PruneChannels, digits: Recip
     assert technique.obstacle(untrained) == ""
     variant = apply(technique, untrained, folder)
     assert "not fine-tuned, since the recipe brings no training data" in variant.notes[-1]
-    assert accuracy_of(digits, variant) < accuracy_of(digits, apply(technique, digits, folder)) - 0.02
+    assert accuracy_of(digits, variant) < accuracy_of(digits, Variant(module=digits.model)) - 0.05
 
 
 def test_attention(sentences: Recipe, folder: Path) -> None:
