@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Array, BackendError
-from backends.optimize.bare import arrays, opened
+from backends.optimize.bare import arrays, device_of, opened
 from backends.optimize.recipe import Recipe
 from backends.optimize.variant import Artifact, TechniqueFailed
 
@@ -37,7 +37,7 @@ def checked(artifact: Artifact, expected: Expected, recipe: Recipe, tolerance: f
         TechniqueFailed: it does not load, fails, or differs.
     """
     try:
-        with opened(artifact, recipe, "cuda:0" if artifact.backend == "tensorrt" else "cpu") as call:
+        with opened(artifact, recipe, device_of(artifact)) as call:
             return max(
                 _worst(rows, expected(inputs), call(arrays(inputs)), tolerance)
                 for rows, inputs in _batches(artifact, recipe)

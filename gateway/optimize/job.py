@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,6 +25,7 @@ from gateway.commands.ending import endings, how
 from gateway.commands.failure import FAILED, CommandFailed
 from gateway.commands.saying import say
 from gateway.optimize import lines
+from gateway.optimize.entry import ASIDE
 from gateway.optimize.served import ServedEntries
 
 _REPORT = "report.json"
@@ -80,9 +83,7 @@ class Job:
         return code or (0 if report.winner else FAILED)
 
     def _search(self) -> None:
-        # On a terminal alone: in a log, the lines of the variants tell as much.
-        progress = tqdm(total=len(self._plan) + 1, file=sys.stderr, disable=None, unit="variant", leave=False)
-        with self._work.new_child() as child, progress as bar:
+        with self._work.new_child() as child, _progress(len(self._plan) + 1) as bar:
             self._profile = child.call(steps.profile, self._work.recipe_file)
             with bar.external_write_mode(file=sys.stdout):
                 say(lines.profile(self._profile))
@@ -109,6 +110,13 @@ class Job:
         return Report(run, Machine.this(), self._profile, self._rows)
 
 
+def _progress(total: int) -> Any:
+    """A bar on stderr if that is a terminal: in a log, the lines of the variants tell as much."""
+    size = shutil.get_terminal_size()  # tqdm draws nothing on one that does not tell
+    shape = {"ncols": size.columns, "nrows": size.lines}
+    return tqdm(total=total, file=sys.stderr, disable=None, unit="variant", leave=False, **shape)
+
+
 def _read(path: Path, target: Path) -> Recipe:
     try:
         recipe = recipe_file.load(path)
@@ -124,18 +132,26 @@ def _check_output(output: Path, *, force: bool) -> None:
         raise CommandFailed(f"--output: not a folder: {output}")
     if not output.exists() or not any(output.iterdir()):
         return
-    if not (output / _REPORT).is_file():
+    if _earlier(output) is None:
         raise CommandFailed(f"--output: {output} is not empty, and not the work of an earlier run: name a new folder")
     if not force:
         raise CommandFailed(f"--output: {output} holds an earlier run: --force replaces it")
 
 
+def _earlier(output: Path) -> list[str] | None:
+    """The models of an earlier run, by its report; None if there is none."""
+    try:
+        return [row["name"] for row in json.loads((output / _REPORT).read_text())["variants"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _clear(output: Path) -> None:
-    """An empty repository in the place of an earlier run's."""
-    if output.is_dir():
-        for entry in output.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    """Make the folder, or take out of it what an earlier run has written; other models in it stay."""
     output.mkdir(parents=True, exist_ok=True)
+    for name in (*(_earlier(output) or ()), ASIDE):
+        shutil.rmtree(output / name, ignore_errors=True)
+    (output / _REPORT).unlink(missing_ok=True)
 
 
 def _write(report: Report, output: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import flatbuffers
@@ -45,15 +45,16 @@ class Operator:
 
 @dataclass(frozen=True)
 class Graph:
-    """What one signature computes; without the name of one, a graph is only found by its position."""
+    """What one signature computes; without the name of one, a graph is only found by its position.
+
+    In the file, tensors of a signature are called "signature/name", so that no two have one name.
+    """
 
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
     operators: Sequence[Operator]
     inner: Sequence[Tensor] = ()
     signature: str = ""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """What the signature calls tensors, where that differs from their own names."""
 
 
 def tflite_model(*graphs: Graph) -> bytes:
@@ -89,7 +90,7 @@ def _subgraph(
 ) -> Any:
     index = {tensor.name: position for position, tensor in enumerate(tensors)}
     return schema.SubGraphT(
-        tensors=[_tensor(tensor, buffers.get(tensor.name, 0)) for tensor in tensors],
+        tensors=[_tensor(tensor, buffers.get(tensor.name, 0), graph.signature) for tensor in tensors],
         inputs=[index[tensor.name] for tensor in graph.inputs],
         outputs=[index[tensor.name] for tensor in graph.outputs],
         operators=[
@@ -106,14 +107,14 @@ def _subgraph(
     )
 
 
-def _tensor(tensor: Tensor, buffer: int) -> Any:
+def _tensor(tensor: Tensor, buffer: int, signature: str) -> Any:
     quantization = schema.QuantizationParametersT(scale=[tensor.scale], zeroPoint=[0]) if tensor.scale else None
     return schema.TensorT(
         shape=[1 if size == -1 else size for size in tensor.shape],
         shapeSignature=list(tensor.shape) if -1 in tensor.shape else None,
         type=tensor.type,
         buffer=buffer,
-        name=tensor.name,
+        name=f"{signature}/{tensor.name}" if signature else tensor.name,
         quantization=quantization,
         hasRank=True,
     )
@@ -127,7 +128,7 @@ def _signature(graph: Graph, tensors: Sequence[Tensor], subgraph: int) -> Any:
     index = {tensor.name: position for position, tensor in enumerate(tensors)}
 
     def maps(named: Sequence[Tensor]) -> list[Any]:
-        return [schema.TensorMapT(name=graph.names.get(t.name, t.name), tensorIndex=index[t.name]) for t in named]
+        return [schema.TensorMapT(name=t.name, tensorIndex=index[t.name]) for t in named]
 
     return schema.SignatureDefT(
         inputs=maps(graph.inputs), outputs=maps(graph.outputs), signatureKey=graph.signature, subgraphIndex=subgraph
