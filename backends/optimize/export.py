@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -89,14 +90,14 @@ def exported(variant: Variant, step: str, artifact: Artifact, recipe: Recipe) ->
     return replace(variant, steps=(*variant.steps, step), module=None, artifact=artifact)
 
 
-def converted(variant: Variant, step: str, artifact: Artifact, recipe: Recipe) -> Variant:
+def converted(variant: Variant, step: str, artifact: Artifact, recipe: Recipe, tolerance: float = math.inf) -> Variant:
     """The variant as another file, less exact on purpose; it is checked to serve, and the difference noted.
 
     Raises:
         TechniqueFailed: the file does not load, or gives tensors of other shapes or no numbers.
     """
     with opened(artifact_of(variant), recipe) as original:
-        worst = checked(artifact, lambda inputs: original(arrays(inputs)), recipe)
+        worst = checked(artifact, lambda inputs: original(arrays(inputs)), recipe, tolerance)
     notes = (*variant.notes, difference(step, worst))
     return replace(variant, steps=(*variant.steps, step), artifact=artifact, notes=notes)
 

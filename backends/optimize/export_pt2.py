@@ -13,6 +13,9 @@ from backends.optimize.export import exported, module_of, program_of, quiet
 from backends.optimize.recipe import Recipe
 from backends.optimize.variant import Artifact, Variant
 
+_FOR_DEBUGGING = ("stack_trace", "from_node", "nn_module_stack")
+"""What a program says of where its operators come from: paths of this machine, and most of a small file."""
+
 
 @dataclass(frozen=True, slots=True)
 class TorchExport:
@@ -52,6 +55,9 @@ def save_to(folder: Path, program: torch.export.ExportedProgram) -> Path:
     """Write a program as `model.pt2`."""
     file = folder / "model.pt2"
     program.example_inputs = None  # they would go into the file, with all rows that share their memory
+    for node in program.graph.nodes:
+        for key in _FOR_DEBUGGING:
+            node.meta.pop(key, None)
     torch.export.save(program, file)
     return file
 
