@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 _READY = re.compile(r"ready: gRPC on (\S+:\d+)")
+_DYING_S = 0.5  # from a connection's end to the process's
 _METRICS = re.compile(r"metrics on (http://\S+)")
 
 
@@ -60,9 +61,10 @@ class Running:
             print()
 
     def ended(self) -> str:
-        """How it ended by itself; "" while it runs."""
-        code = self._process.poll()
-        if code is None:
+        """How it ended by itself just now; "" if it runs."""
+        try:
+            code = self._process.wait(timeout=_DYING_S)
+        except subprocess.TimeoutExpired:
             return ""
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return f"the server {how}"

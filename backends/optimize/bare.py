@@ -26,6 +26,11 @@ def declared(recipe: Recipe) -> Signature:
     return Signature(_specs(arrays(recipe.sample)), _specs(recipe.run(recipe.model, recipe.sample)), UNBOUNDED)
 
 
+def device_of(artifact: Artifact) -> str:
+    """Where a file is executed: on the CPU, which is there everywhere, but for engines, which know GPUs alone."""
+    return "cuda:0" if artifact.backend == "tensorrt" else "cpu"
+
+
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
     """The same numbers, in the same memory."""
     return {name: tensor.numpy() for name, tensor in tensors.items()}

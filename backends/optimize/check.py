@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backends.base import Array, BackendError
-from backends.optimize.bare import arrays, opened
+from backends.optimize.bare import arrays, device_of, opened
 from backends.optimize.recipe import Recipe
 from backends.optimize.variant import Artifact, TechniqueFailed
 
@@ -37,7 +37,7 @@ def checked(artifact: Artifact, expected: Expected, recipe: Recipe, tolerance: f
         TechniqueFailed: it does not load, fails, or differs.
     """
     try:
-        with opened(artifact, recipe) as call:
+        with opened(artifact, recipe, device_of(artifact)) as call:
             return max(
                 _worst(rows, expected(inputs), call(arrays(inputs)), tolerance)
                 for rows, inputs in _batches(artifact, recipe)
@@ -50,6 +50,8 @@ def _batches(artifact: Artifact, recipe: Recipe) -> Iterator[tuple[int, dict[str
     """The sample cut or repeated to the sizes that the file takes; to one row, its own and one more where any goes."""
     rows = min(len(tensor) for tensor in recipe.sample.values())
     for size in artifact.batch_sizes or (1, rows, rows + 1):
+        if size > (artifact.max_batch_size or size):
+            continue
         index = torch.arange(size) % rows
         yield size, {name: tensor[index] for name, tensor in recipe.sample.items()}
 

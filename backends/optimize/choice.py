@@ -73,7 +73,7 @@ def remarks(row: Row, rows: Sequence[Row]) -> list[str]:
         found.append(f"less accurate than the original, beyond chance: by {figures.drop.value:.2%}")
     if original := by_steps.get(()):
         found += _slower(figures, original)
-        if figures.size_bytes > original.figures.size_bytes * (1 + _NOISE):  # type: ignore[union-attr]
+        if figures.size_bytes > _figures(original).size_bytes * (1 + _NOISE):
             found.append("larger than the original")
     if len(row.steps) > 1 and (before := by_steps.get(row.steps[:-1])):
         found += _slower(figures, before, row.steps[-1])
@@ -81,14 +81,14 @@ def remarks(row: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _slower(figures: Figures, other: Row, step: str = "") -> Iterator[str]:
+    """In which way figures are worse than another row's, or nothing."""
     before = _figures(other)
-    for what, quantity, worse in (("slower", "p50", 1), ("fewer rows/s", "throughput", -1)):
-        ours, theirs = figures.of(quantity) ** worse, before.of(quantity) ** worse
-        if ours > theirs * (1 + _NOISE):
-            unit = "p50 {:,.2f} against {:,.2f} ms" if quantity == "p50" else "{:,.0f} against {:,.0f}"
-            values = unit.format(figures.of(quantity), before.of(quantity))
-            subject = f"{step} is {what} here" if step else what
-            yield f"{subject} than {other.name}: {values}"
+    subject = f"{step} is slower here" if step else "slower"
+    if figures.of("p50") > before.of("p50") * (1 + _NOISE):
+        yield f"{subject} than {other.name}: p50 {figures.of('p50'):,.2f} against {before.of('p50'):,.2f} ms"
+    elif figures.of("throughput") * (1 + _NOISE) < before.of("throughput"):
+        rates = f"{figures.of('throughput'):,.0f} against {before.of('throughput'):,.0f} rows/s"
+        yield f"{subject} than {other.name}: {rates}"
 
 
 def _figures(row: Row) -> Figures:

@@ -65,14 +65,10 @@ def _parts(report: Report) -> Iterator[str]:
     if networks := report.of(State.NETWORK):
         lines = [_cells(report_words.network(row)) for row in networks]
         yield _section("Changed networks, before they become files", _table(("network", "accuracy", "drop"), lines))
-    if left := report.of(State.FAILED, State.SKIPPED):
+    if left := report_words.left_out(report):
         lines = [
-            [
-                _cell(row.name, "l"),
-                _cell(row.state, "l bad" if row.state is State.FAILED else "l"),
-                _cell(row.reason, "l w"),
-            ]
-            for row in left
+            [_cell(names, "l w"), _cell(state, "l bad" if state is State.FAILED else "l"), _cell(reason, "l w")]
+            for names, state, reason in left
         ]
         yield _section("Failed and skipped", _table(("variant", "", "why"), lines))
     if report.profile:

@@ -30,9 +30,9 @@ def _parts(report: Report) -> Iterator[str]:
     if networks := report.of(State.NETWORK):
         yield "## Changed networks, before they become files"
         yield _table(("network", "accuracy", "drop"), [report_words.network(row) for row in networks], left=(0,))
-    if left := report.of(State.FAILED, State.SKIPPED):
+    if left := report_words.left_out(report):
         yield "## Failed and skipped"
-        yield _table(["variant", "", "why"], [[row.name, row.state, row.reason] for row in left], left=(0, 1, 2))
+        yield _table(("variant", "", "why"), left, left=(0, 1, 2))
     if report.profile:
         yield "## Where the original's time goes"
         yield report_words.profiled(report.profile)

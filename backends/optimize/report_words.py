@@ -25,8 +25,8 @@ def verdict(report: Report) -> Iterator[str]:
         yield f"The winner under {budget}: **{report.winner.name}**, {_in_short(report.winner)}."
     elif report.nearest:
         missed = ", ".join(choice.misses(report.nearest, report.run.budget))
-        yield f"No variant keeps to {budget}. **{report.nearest.name}** comes nearest, {_in_short(report.nearest)};"
-        yield f"it misses {missed}."
+        yield f"No variant keeps to {budget}."
+        yield f"**{report.nearest.name}** comes nearest and misses {missed}: {_in_short(report.nearest)}."
     else:
         yield "No variant was measured."
 
@@ -53,6 +53,14 @@ def notes(report: Report) -> list[str]:
         if new := [note for note in row.notes if not (before and row.steps and note in before.notes)]:
             found.append(f"{row.name}: {' '.join(new)}")
     return found
+
+
+def left_out(report: Report) -> list[tuple[str, State, str]]:
+    """Names of variants, what became of them, and why; a line for each reason."""
+    names: dict[tuple[State, str], list[str]] = {}
+    for row in report.of(State.FAILED, State.SKIPPED):
+        names.setdefault((row.state, row.reason), []).append(row.name)
+    return [(", ".join(found), state, reason) for (state, reason), found in names.items()]
 
 
 def network(row: Row) -> list[str]:

@@ -59,6 +59,7 @@ class Search:
         self._rows: dict[Steps, Row] = {}
         self._made: dict[Steps, Made] = {}
         self._networks: dict[Steps, Figures] = {}
+        self._obstructed: set[str] = set()
         self.original = Evaluation()
 
     def __repr__(self) -> str:
@@ -92,14 +93,16 @@ class Search:
         return self._measured(made)
 
     def _row(self, child: Child, variant: Steps) -> Row | None:
-        """A variant's row; None if its last step has nothing to work on there."""
+        """A variant's row; None if there is nothing that its last step could work on, or that has been told already."""
         name, parent, technique = Variant(variant).name, variant[:-1], self._techniques[variant[-1]]
-        if reason := self._reason_to_skip(variant):
-            return Row(name, variant, State.SKIPPED, reason)
         if parent not in self._made or not _fits(technique.takes, self._made[parent]):
             return None
         if obstacle := technique.obstacle(self._work.recipe):
-            return Row(name, variant, State.SKIPPED, obstacle)
+            told = technique.name in self._obstructed
+            self._obstructed.add(technique.name)
+            return None if told else Row(name, variant, State.SKIPPED, obstacle)
+        if reason := self._reason_to_skip(variant):
+            return Row(name, variant, State.SKIPPED, reason)
         source, folder = self._made[parent].file, self._work.folder / name
         try:
             made = child.call(steps.apply, self._work.recipe_file, source, technique.name, folder)
@@ -110,13 +113,10 @@ class Search:
         return row
 
     def _reason_to_skip(self, variant: Steps) -> str:
-        """Why nothing can come of a variant; "" if something may."""
-        parent = self._rows.get(variant[:-1])
-        if parent and variant[:-1] not in self._made:
-            return parent.reason if parent.state is State.SKIPPED else f"{parent.name} failed"
+        """Why nothing can come of a variant, and of what begins with it; "" if something may."""
         network = None if variant[-1] in self._changes else self._networks.get(variant[:-1])
-        if parent and network and (missed := _hopeless(network, self._budget)):
-            return f"{parent.name} has {missed}"
+        if network and (missed := _hopeless(network, self._budget)):
+            return f"{Variant(variant[:-1]).name} has {missed}"
         if len(variant) > 1 and variant[0] in self._changes:
             return self._beaten(variant[1:])
         return ""
@@ -149,10 +149,10 @@ class Search:
             raise StepFailed("it gave neither a module nor a file")
         try:
             # Before it is known to load: a file that does not is set aside, for a machine that can.
-            work.gateway.add(variant.name, variant.artifact, timing.tune(variant.artifact, {1: 1.0}, math.inf))
+            work.gateway.add(variant.name, variant.artifact, timing.Batching(1, ()))
             with work.new_child() as alone:  # of its own, so that no other runtime's threads and memory disturb it
                 bare = alone.call(steps.time_bare, work.recipe_file, variant.artifact, work.seconds)
-            batching = timing.tune(variant.artifact, bare.curve, self._limit_ms())
+            batching = timing.tune(bare.curve, self._limit_ms())
             size = work.gateway.add(variant.name, variant.artifact, batching)
             rows = {name: tensor.numpy() for name, tensor in work.recipe.sample.items()}
             evaluate = partial(scores.evaluate, work.recipe, max_rows=batching.max_batch_size)
@@ -161,7 +161,7 @@ class Search:
         except BaseException as error:  # the repository holds what has been measured, whatever ends this
             work.gateway.remove(variant.name)
             if isinstance(error, Exception):
-                return _row_of(made, State.FAILED, reason=_said(error))
+                return _row_of(made, State.FAILED, reason=f"made, but not served: {_said(error)}")
             raise
         return _row_of(made, State.MEASURED, figures)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends.base import Array
-from backends.optimize.bare import Call, opened
+from backends.optimize.bare import Call, device_of, opened
 from backends.optimize.recipe import Recipe
 from backends.optimize.variant import Artifact
 
@@ -71,9 +71,10 @@ def measure(artifact: Artifact, recipe: Recipe, seconds: float) -> Bare:
         LoadError: its backend does not take it; other exceptions are the runtime's.
     """
     began = time.perf_counter()
-    with opened(artifact, recipe) as call:
+    with opened(artifact, recipe, device_of(artifact)) as call:
         load_s = time.perf_counter() - began
-        sizes = artifact.batch_sizes or _SIZES
+        most = artifact.max_batch_size or _SIZES[-1]
+        sizes = artifact.batch_sizes or tuple(size for size in _SIZES if size <= most)
         first = _times(call, _rows(recipe, sizes[0]), seconds)
         curve = {sizes[0]: float(np.median(first)) * 1000}
         for size in sizes[1:]:
@@ -83,14 +84,12 @@ def measure(artifact: Artifact, recipe: Recipe, seconds: float) -> Bare:
     return Bare(load_s, Latency.of(first), curve)
 
 
-def tune(artifact: Artifact, curve: Mapping[int, float], limit_ms: float) -> Batching:
-    """The batching that a latency curve suggests.
+def tune(curve: Mapping[int, float], limit_ms: float) -> Batching:
+    """The batching that a curve of milliseconds by rows suggests.
 
     The largest batch is the smallest that has nearly the best rows/s of those that a latency limit leaves room for: a
-    request may have to wait for the batch before its own. Sizes that a file is bound to stay as they are.
+    request may have to wait for the batch before its own.
     """
-    if artifact.batch_sizes:
-        return Batching(artifact.batch_sizes[-1], artifact.batch_sizes)
     allowed = {rows: ms for rows, ms in curve.items() if 2 * ms <= limit_ms} or {min(curve): curve[min(curve)]}
     best = max(rows / ms for rows, ms in allowed.items())
     knee = min(rows for rows, ms in allowed.items() if rows / ms >= _KNEE * best)

@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from backends.base import Signature, TensorSpec
+from backends.optimize.bare import device_of
 from backends.optimize.timing import Batching
 from backends.optimize.variant import Artifact
 from gateway import parameters
@@ -18,7 +19,8 @@ from tensorgate_client.tensors import datatype_of
 from tensorgate_client.wire import model_config_pb2 as pb
 
 _VERSION = "1"
-_ASIDE = ".unserved"  # no model's name: hidden folders are none
+ASIDE = ".unserved"
+"""Where files are that did not serve; no model's name, since hidden folders are none."""
 
 _HEAD = """\
 # Written by `tensorgate optimize`. max_batch_size and the preferred sizes follow from the latency of the bare file by
@@ -54,7 +56,7 @@ class Entries:
     def remove(self, name: str) -> None:
         """Set an entry aside, where no server loads it: perhaps another machine could."""
         if (self.root / name).exists():
-            aside = self.root / _ASIDE / name
+            aside = self.root / ASIDE / name
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             (self.root / name).rename(aside)
@@ -65,6 +67,8 @@ class Entries:
             max_batch_size=batching.max_batch_size,
             default_model_filename=artifact.file.name,
         )
+        if device_of(artifact) == "cpu":  # as it is measured; on a GPU it would be another variant
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU)
         _declare(config.input, self._signature.inputs)
         _declare(config.output, self._signature.outputs)
         config.dynamic_batching.preferred_batch_size.extend(batching.preferred_batch_sizes)

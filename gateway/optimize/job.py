@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -23,6 +24,7 @@ from gateway.commands.ending import endings, how
 from gateway.commands.failure import FAILED, CommandFailed
 from gateway.commands.saying import say
 from gateway.optimize import lines
+from gateway.optimize.entry import ASIDE
 from gateway.optimize.served import ServedEntries
 
 _REPORT = "report.json"
@@ -124,18 +126,26 @@ def _check_output(output: Path, *, force: bool) -> None:
         raise CommandFailed(f"--output: not a folder: {output}")
     if not output.exists() or not any(output.iterdir()):
         return
-    if not (output / _REPORT).is_file():
+    if _earlier(output) is None:
         raise CommandFailed(f"--output: {output} is not empty, and not the work of an earlier run: name a new folder")
     if not force:
         raise CommandFailed(f"--output: {output} holds an earlier run: --force replaces it")
 
 
+def _earlier(output: Path) -> list[str] | None:
+    """The models of an earlier run, by its report; None if there is none."""
+    try:
+        return [row["name"] for row in json.loads((output / _REPORT).read_text())["variants"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _clear(output: Path) -> None:
-    """An empty repository in the place of an earlier run's."""
-    if output.is_dir():
-        for entry in output.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    """Make the folder, or take out of it what an earlier run has written; other models in it stay."""
     output.mkdir(parents=True, exist_ok=True)
+    for name in (*(_earlier(output) or ()), ASIDE):
+        shutil.rmtree(output / name, ignore_errors=True)
+    (output / _REPORT).unlink(missing_ok=True)
 
 
 def _write(report: Report, output: Path) -> None:

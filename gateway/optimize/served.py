@@ -62,8 +62,8 @@ class ServedEntries(Entries):
                 alone, loaded = asyncio.run(self._latencies(address, model, requests))
             except OSError as error:  # it ended before it was ready
                 raise StepFailed(f"the server did not start: {error}") from error
-            except InferenceError as error:
-                raise StepFailed(server.ended() or error.message) from error
+            except (InferenceError, StepFailed) as error:
+                raise StepFailed(server.ended() or str(error)) from error
             memory = _peak_bytes(server.pid)
         return evaluation, Served(
             alone=Latency.of(alone.latencies),

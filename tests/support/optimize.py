@@ -92,7 +92,30 @@ class Impossible(Own):
         return "needs what nobody has"
 
 
-techniques = [Disturbed("disturbed"), Crashing("crashing"), Unloadable("unloadable"), Impossible("impossible")]
+class Treacherous(Own):
+    def apply(self, variant, recipe, folder):
+        file = folder / "model.py"
+        file.write_text(
+            "import os, sys\\n"
+            "import numpy as np\\n"
+            "class Model:\\n"
+            "    inputs = [('pixels', 'float32', (-1, 64))]\\n"
+            "    outputs = [('logits', 'float32', (-1, 10))]\\n"
+            "    def execute(self, inputs):\\n"
+            "        if 'gateway.server' in sys.modules:\\n"
+            "            os.abort()\\n"
+            "        return {'logits': np.zeros((len(inputs['pixels']), 10), np.float32)}\\n"
+        )
+        return Variant((*variant.steps, self.name), artifact=Artifact(file, "python"))
+
+
+techniques = [
+    Disturbed("disturbed"),
+    Crashing("crashing"),
+    Unloadable("unloadable"),
+    Impossible("impossible"),
+    Treacherous("treacherous"),
+]
 """
 """Steps that go wrong, each in its own way; to be written after a recipe."""
 
