@@ -32,11 +32,11 @@ class LitertExport:
     """For LiteRT. The converter runs in a process of its own, since it holds packages back that others want newer.
 
     Attributes:
-        sizes: of the batches that the file can execute, in rows, ascending. Each takes the converter some seconds, and
-            little room in the file.
+        sizes: of the batches that the file can execute, in rows, ascending. Batches between two are filled up. Each
+            takes the converter some seconds; int8 files hold their scales once for each.
     """
 
-    sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    sizes: tuple[int, ...] = (1, 2, 4, 8)
     name: ClassVar = "litert"
     takes: ClassVar = "module"
 

@@ -130,14 +130,16 @@ def test_missing_runtime(backend: str, module: str, extra: str, monkeypatch: pyt
 def test_third_party_backend_in_a_server(repository: RepositoryBuilder, third_party: Path) -> None:
     """A backend that somebody else published serves gRPC clients as soon as it is installed."""
     repository.add("triple", {"model.scale": "3"})
+    repository.add("sized", {"model.scale": "3 4 16"})
     repository.add("damaged", {"model.scale": "three"})
     with serving(repository.root, environment={"PYTHONPATH": str(third_party)}) as gateway:
         metadata = gateway.stub.ModelMetadata(pb.ModelMetadataRequest(name="triple"))
         assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("x", "FP32", [-1, 4])]
-        request = pb.ModelInferRequest(model_name="triple", raw_input_contents=[rows(2).tobytes()])
-        request.inputs.add(name="x", datatype="FP32", shape=[2, 4])
-        response = gateway.stub.ModelInfer(request)
-        assert response.raw_output_contents[0] == (rows(2) * 3).tobytes()
+        for name in ("triple", "sized"):
+            request = pb.ModelInferRequest(model_name=name, raw_input_contents=[rows(2).tobytes()])
+            request.inputs.add(name="x", datatype="FP32", shape=[2, 4])
+            response = gateway.stub.ModelInfer(request)
+            assert response.raw_output_contents[0] == (rows(2) * 3).tobytes()
         index = gateway.stub.RepositoryIndex(pb.RepositoryIndexRequest()).models
     assert {model.name: model.reason for model in index if model.state != "READY"} == {
         "damaged": "ValueError: could not convert string to float: 'three'"
