@@ -125,7 +125,7 @@ class _Reader:
             calibration=self._calibration(sample, training),
             training=training,
             student=self._student(sample, outputs),
-            techniques=tuple(self._get("techniques") or ()),
+            techniques=self._techniques(),
         )
 
     def _get(self, name: str) -> Any:
@@ -220,6 +220,13 @@ class _Reader:
         if training:
             return {name: rows[:_CALIBRATION_ROWS] for name, rows in zip(sample, training.inputs, strict=True)}
         return sample
+
+    def _techniques(self) -> tuple[Any, ...]:
+        found = tuple(self._get("techniques") or ())
+        for technique in found:
+            if lacking := [name for name in ("name", "takes", "obstacle", "apply") if not hasattr(technique, name)]:
+                raise _Wrong(f"'techniques' has {_kind(technique)} without '{lacking[0]}', expected techniques")
+        return found
 
     def _student(self, sample: Tensors, outputs: Tensors) -> nn.Module | None:
         if self._get("student") is None:

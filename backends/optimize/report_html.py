@@ -57,7 +57,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield f'<p class="verdict{"" if report.winner else " none"}">{words}</p>'
     if picture := report_plot.svg(report):
         yield f"<h2>Accuracy, latency, size</h2>\n{picture}\n{_KEY}"
-    if report.original and report.winner:
+    if report.original and report.winner and report.winner.steps:
         yield _section("Before and after", _changes(report.original, report.winner))
     yield _section("Variants", _variants(report))
     yield _list("What got worse", report_words.regressions(report), "bad")

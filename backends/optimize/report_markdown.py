@@ -20,7 +20,7 @@ def text(report: Report) -> str:
 def _parts(report: Report) -> Iterator[str]:
     yield f"# {report.run.recipe}: optimised"
     yield "\n".join(report_words.verdict(report))
-    if report.original and report.winner:
+    if report.original and report.winner and report.winner.steps:
         yield "## Before and after"
         yield _changes(report)
     yield "## Variants"

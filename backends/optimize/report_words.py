@@ -21,7 +21,9 @@ def verdict(report: Report) -> Iterator[str]:
     if report.run.unfinished:
         tried = f"{len(report.rows)} of {report.run.planned}"
         yield f"The search was {report.run.unfinished} after {tried} variants: this is what had been measured."
-    if report.winner:
+    if report.winner and not report.winner.steps:
+        yield f"Nothing is better than the original under {budget}: **original**, {_in_short(report.winner)}."
+    elif report.winner:
         yield f"The winner under {budget}: **{report.winner.name}**, {_in_short(report.winner)}."
     elif report.nearest:
         missed = ", ".join(choice.misses(report.nearest, report.run.budget))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Array
+from backends.optimize.child import StepFailed
 from backends.optimize.recipe import Recipe
 
 Call = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -74,6 +75,7 @@ def evaluate(recipe: Recipe, call: Call, max_rows: int) -> Evaluation:
 
     Raises:
         InvalidScore: it raised, or gave neither a number nor a number for each example.
+        StepFailed: what predicts does not.
     """
     found = Evaluation()
 
@@ -84,7 +86,12 @@ def evaluate(recipe: Recipe, call: Call, max_rows: int) -> Evaluation:
         found.outputs.append(outputs)
         return dict(outputs) if len(outputs) > 1 else next(iter(outputs.values()))
 
-    result = recipe.evaluate(predict)
+    try:
+        result = recipe.evaluate(predict)
+    except (InvalidScore, StepFailed):
+        raise
+    except Exception as error:  # anybody's code
+        raise InvalidScore(f"evaluate failed: {type(error).__name__}: {error}") from error
     try:
         scores = np.asarray(result, np.float64)
     except (TypeError, ValueError):

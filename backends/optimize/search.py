@@ -127,10 +127,10 @@ class Search:
         """Why a way to a file need not be tried with other networks: with the original, another one is far better."""
         rows = [row for row in self._rows.values() if row.measured and row.steps and row.steps[0] not in self._changes]
         same = [row for row in rows if row.steps[: len(path)] == path]
-        better = [next((other for other in rows if choice.clearly_beats(other, row)), None) for row in same]
-        if not same or None in better:
+        better = [next((other.name for other in rows if choice.clearly_beats(other, row)), "") for row in same]
+        if not better or "" in better:
             return ""
-        return f"with the original, {better[0].name} is as small, as accurate and much faster"  # type: ignore[union-attr]
+        return f"with the original, {better[0]} is as small, as accurate and much faster"
 
     def _network(self, child: Child, made: Made) -> Row:
         """What a changed network is good for, before it becomes a file."""
@@ -203,4 +203,8 @@ def _hopeless(network: Figures, budget: Budget) -> str:
 
 
 def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, StepFailed) else shortened(f"{type(error).__name__}: {error}")
+    return (
+        shortened(str(error))
+        if isinstance(error, (StepFailed, scores.InvalidScore))
+        else shortened(f"{type(error).__name__}: {error}")
+    )

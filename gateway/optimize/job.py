@@ -75,12 +75,20 @@ class Job:
                 self._search()
         except KeyboardInterrupt as interrupt:
             unfinished, code = how(interrupt)
+        except CommandFailed:  # nobody reads any more what is said
+            _write(self._report("cut off"), self._flags.output)
+            raise
         except (InvalidScore, StepFailed) as error:  # of the original
-            raise CommandFailed(f"{self._flags.recipe}: {error}", FAILED) from error
+            raise CommandFailed(self._blamed(error)) from error
         report = self._report(unfinished)
         _write(report, self._flags.output)
         say("\n" + lines.summary(report, self._flags.output))
         return code or (0 if report.winner else FAILED)
+
+    def _blamed(self, error: Exception) -> str:
+        """What is wrong with the recipe's model or evaluate, and in which line if it is there."""
+        path = self._flags.recipe.resolve()
+        return recipe_file.location(error.__cause__, path) if error.__cause__ else f"{path}: {error}"
 
     def _search(self) -> None:
         with self._work.new_child() as child, _progress(len(self._plan) + 1) as bar:
@@ -148,7 +156,10 @@ def _earlier(output: Path) -> list[str] | None:
 
 def _clear(output: Path) -> None:
     """Make the folder, or take out of it what an earlier run has written; other models in it stay."""
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandFailed(f"--output: {error.strerror}: {output}") from None
     for name in (*(_earlier(output) or ()), ASIDE):
         shutil.rmtree(output / name, ignore_errors=True)
     (output / _REPORT).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from backends.base import Array, Signature
 from backends.optimize.child import StepFailed
 from backends.optimize.results import Served
-from backends.optimize.scores import Call, Evaluation
+from backends.optimize.scores import Call, Evaluation, InvalidScore
 from backends.optimize.timing import Latency
 from gateway import process
 from gateway.commands.bench.load import Load, Measured, measure
@@ -63,7 +63,7 @@ class ServedEntries(Entries):
                 alone, loaded = asyncio.run(self._latencies(address, model, requests))
             except OSError as error:  # it ended before it was ready
                 raise StepFailed(f"the server did not start: {error}") from error
-            except (InferenceError, StepFailed) as error:
+            except (InferenceError, InvalidScore, StepFailed) as error:
                 raise StepFailed(server.ended() or str(error)) from error
             memory = _peak_bytes(server.pid)
         return evaluation, Served(

@@ -69,6 +69,7 @@ BAD = {
     f"{GOOD}\ntraining = (sample, torch.ones(1))\nloss = 5": "'loss' is int, expected a function",
     f"{GOOD}\ntraining = (sample, torch.ones(1))\nepochs = 0.5": "'epochs' is 0.5, expected a whole number above 0",
     f"{GOOD}\nstudent = nn.Linear(4, 2)": "'student' gives {'output': [2, 2]}, expected what the model gives",
+    f"{GOOD}\ntechniques = [5]": "'techniques' has int without 'name', expected techniques",
     f"{GOOD}\nlock = __import__('threading').Lock()\ndef evaluate(predict):\n    return lock": (
         "it cannot be sent to another process: TypeError: cannot pickle '_thread.lock' object"
     ),
@@ -107,7 +108,9 @@ def test_wrong_flags(here, tmp_path, monkeypatch, flags, expected):
 def test_two_techniques_of_one_name(here, tmp_path):
     """A recipe's own technique cannot hide one of ours, or another of its own."""
     recipe = tmp_path / "recipe.py"
-    recipe.write_text(f"{GOOD}\nclass Own:\n    name, takes = 'onnx', 'module'\ntechniques = [Own()]")
+    recipe.write_text(
+        f"{GOOD}\nclass Own:\n    name, takes = 'onnx', 'module'\n    obstacle = apply = None\ntechniques = [Own()]"
+    )
     said = here("optimize", recipe, "--output", tmp_path / "models").refusal
     assert "two techniques are called 'onnx'" in said
 

@@ -82,7 +82,7 @@ class Unloadable(Own):
         return Variant((*variant.steps, self.name), artifact=Artifact(file, "onnxruntime"))
 
 
-class Impossible(Own):
+class Impossible(Crashing):
     def obstacle(self, recipe):
         return "needs what nobody has"
 
