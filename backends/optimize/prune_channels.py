@@ -19,6 +19,9 @@ from backends.optimize.variant import TechniqueFailed, Variant
 _ROOTS = (nn.Conv2d, nn.Linear)
 """Layers whose outputs are pruned; those that depend on them follow."""
 
+_MULTIPLE = 8
+"""What is left of a layer's channels is a multiple of this: of odd numbers, runtimes' vectors make slow work."""
+
 
 @dataclass(frozen=True, slots=True)
 class PruneChannels:
@@ -28,7 +31,8 @@ class PruneChannels:
     an addition. A layer whose channels the network's outputs or a reshape count on keeps all.
 
     Attributes:
-        ratio: share of each layer's channels that is to go, above 0 and below 1; weights lose about the square of it.
+        ratio: share of each layer's channels that is to go, above 0 and below 1, rounded up so that a multiple of 8 is
+            left; a layer of less than that keeps all.
         steps: of the schedule; one without training data.
     """
 
@@ -78,6 +82,7 @@ def _pruner(module: nn.Module, inputs: tuple[Tensor, ...], how: PruneChannels, s
         iterative_pruning_ratio_scheduler=lambda ratio, steps: [0.0, *schedule(ratio, steps)],
         ignored_layers=[layers[name] for name in _indivisible(module, inputs)],
         root_module_types=list(_ROOTS),
+        round_to=_MULTIPLE,
         in_channel_groups={},  # its own defaults are shared between pruners, and keep their networks alive
         out_channel_groups={},
         num_heads={},
