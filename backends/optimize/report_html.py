@@ -23,16 +23,19 @@ h1 { font-size: 1.6rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2.
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, .l { text-align: left; } .w { white-space: normal; }
+th { color: var(--soft); font-weight: 600; } th:first-child, .l, th.l { text-align: left; } .w { white-space: normal; }
 .name { position: sticky; left: 0; background: var(--ground); text-align: left; }
 tr.winner td { background: var(--card); font-weight: 600; }
 .bad { color: var(--bad); } td.bad { font-weight: 600; } .best { color: var(--best); } .soft { color: var(--soft); }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 svg .grid { stroke: var(--rule); } svg .front { fill: none; stroke: var(--best); stroke-dasharray: 5 4; }
-svg g text { fill: var(--ink); font-weight: 600; }
-svg g.best circle { fill: var(--best); } svg g.other circle { fill: var(--other); }
-svg g.original circle { fill: var(--original); } svg circle { fill-opacity: .65; stroke: var(--ground); }
+svg circle { fill: var(--other); fill-opacity: .65; stroke: var(--ground); }
+svg circle.best { fill: var(--best); } svg circle.original { fill: var(--original); }
+svg .number { fill: var(--ink); font-weight: 600; text-anchor: middle; paint-order: stroke; stroke: var(--ground);
+  stroke-width: 3px; }
 """
+
+_WORDS = ("variant", "backend", "why")  # heads of columns that hold words and not figures
 
 _KEY = (
     '<p class="soft">The size of a point is the size of its file; its number is the line of the table. '
@@ -133,7 +136,7 @@ def _cells(texts: Sequence[str]) -> list[str]:
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
     marks = marked or [False] * len(lines)
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    head = "".join(f"<th{' class=l' if name in _WORDS else ''}>{escape(name)}</th>" for name in heads)
     rows = "\n".join(
         f"<tr{' class=winner' if mark else ''}>{''.join(line)}</tr>" for line, mark in zip(lines, marks, strict=True)
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from html import escape
+from typing import NamedTuple
 
 from backends.optimize import report_cells
 from backends.optimize.report import Report
@@ -15,6 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 20, 56
 _LEAST_RADIUS, _LARGEST_RADIUS = 5.0, 22.0
 _AROUND = 0.08  # of an axis, left free on both sides
 _TICKS = (1, 2, 5)
+_LETTER = 8.0  # about the height and the width of a number
 
 
 class _Axis:
@@ -48,6 +50,17 @@ class _Axis:
         return math.log10(max(value, 1e-6)) if self._logarithmic else value
 
 
+class _Dot(NamedTuple):
+    """A variant in the picture, in pixels."""
+
+    number: int
+    row: Row
+    figures: Figures
+    x: float
+    y: float
+    radius: float
+
+
 def svg(report: Report) -> str:
     """The picture; "" if nothing was measured. Its colours are variables of the page around it."""
     measured = [(number, row, row.measured) for number, row in enumerate(report.of(State.MEASURED), 1)]
@@ -57,16 +70,26 @@ def svg(report: Report) -> str:
     x = _Axis([f.of("p50") for _, _, f in points], _LEFT, _WIDTH - _RIGHT, logarithmic=True)
     y = _Axis([f.accuracy.value for _, _, f in points], _HEIGHT - _BOTTOM, _TOP)
     largest = max(f.size_bytes for _, _, f in points)
+    dots = [
+        _Dot(number, row, f, x.at(f.of("p50")), y.at(f.accuracy.value), _radius(f.size_bytes / largest))
+        for number, row, f in points
+    ]
     front = {row.name for row in report.front}
-    by_size = sorted(points, key=lambda point: -point[2].size_bytes)  # small points above large ones
+    by_size = sorted(dots, key=lambda dot: -dot.radius)  # small ones above large ones
     parts = [
         *_axes(x, y),
         _front(x, y, report.front),
-        *(_point(x, y, point, largest, front=point[1].name in front) for point in by_size),
+        *(_circle(dot, front) for dot in by_size),
+        *_numbers(dots, front),
     ]
     label = "Accuracy over latency of every variant; the size of a point is that of its file"
     size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}"'
     return f'<svg {size} role="img" aria-label="{label}">\n' + "\n".join(parts) + "\n</svg>"
+
+
+def _radius(share: float) -> float:
+    """Of a point whose area is a size's share of the largest."""
+    return max(_LEAST_RADIUS, _LARGEST_RADIUS * math.sqrt(share))
 
 
 def _axes(x: _Axis, y: _Axis) -> Iterator[str]:
@@ -102,17 +125,27 @@ def _figures(rows: Sequence[Row]) -> list[Figures]:
     return [row.measured for row in rows if row.measured]
 
 
-def _point(x: _Axis, y: _Axis, point: tuple[int, Row, Figures], largest: int, *, front: bool) -> str:
-    number, row, figures = point
-    at = x.at(figures.of("p50")), y.at(figures.accuracy.value)
-    radius = max(_LEAST_RADIUS, _LARGEST_RADIUS * math.sqrt(figures.size_bytes / largest))  # the area is the size
+def _circle(dot: _Dot, front: Collection[str]) -> str:
+    kind = "original" if not dot.row.steps else "best" if dot.row.name in front else "other"
     told = (
-        f"{row.name}: accuracy {report_cells.ACCURACY.text(figures)}, p50 {figures.of('p50'):,.2f} ms, "
-        f"{report_cells.size(figures.size_bytes)}"
+        f"{dot.row.name}: accuracy {report_cells.ACCURACY.text(dot.figures)}, "
+        f"p50 {dot.figures.of('p50'):,.2f} ms, {report_cells.size(dot.figures.size_bytes)}"
     )
-    kind = "original" if not row.steps else "best" if front else "other"
-    return (
-        f'<g class="{kind}"><title>{escape(told)}</title>'
-        f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:.1f}"/>'
-        f'<text x="{at[0] + radius + 3:.1f}" y="{at[1] + 4:.1f}">{number}</text></g>'
-    )
+    circle = f'<circle class="{kind}" cx="{dot.x:.1f}" cy="{dot.y:.1f}" r="{dot.radius:.1f}">'
+    return f"{circle}<title>{escape(told)}</title></circle>"
+
+
+def _numbers(dots: Sequence[_Dot], front: Collection[str]) -> Iterator[str]:
+    """The numbers beside the points, those of the front first; one that would cover another is left out."""
+    taken: list[tuple[float, float]] = []
+    for dot in sorted(dots, key=lambda dot: dot.row.name not in front and bool(dot.row.steps)):
+        away = dot.radius + _LETTER
+        places = [(dot.x + dx * away, dot.y + dy * away) for dx, dy in ((1, 0), (0, -1), (0, 1), (-1, 0))]
+        free = (
+            place
+            for place in places
+            if all(abs(place[0] - x) > 2.2 * _LETTER or abs(place[1] - y) > 1.6 * _LETTER for x, y in taken)
+        )
+        if place := next(free, None):
+            taken.append(place)
+            yield f'<text class="number" x="{place[0]:.1f}" y="{place[1] + 4:.1f}">{dot.number}</text>'
