@@ -4,11 +4,12 @@ VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 TRACING := .venv-tracing
+LITERT := .venv-litert
 PEERS := triton mlserver ray perf
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test test-tracing newest bench bench-peers instructions soak lint format protos clean
+.PHONY: help demo serve test test-tracing test-litert newest bench bench-peers instructions soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,6 +25,9 @@ test: $(VENV)/.dev  ## run the test suite
 
 test-tracing: $(VENV)/.dev $(TRACING)/.installed  ## traces in a real tracing backend (880 MB) and its page; SCREENSHOT=FILE keeps a picture
 	$(BIN)/pytest tests/tracing_backend
+
+test-litert: $(VENV)/.dev $(LITERT)/.installed  ## networks converted to .tflite by the real converter (2 GB), quantised and served
+	TENSORGATE_LITERT_PYTHON=$(CURDIR)/$(LITERT)/bin/python $(BIN)/pytest tests/litert_conversion
 
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test
@@ -68,13 +72,20 @@ $(VENV)/.demo: $(DECLARED) | $(BIN)/python
 $(VENV)/.dev: $(DECLARED) | $(BIN)/python
 	@echo "installing what the tests and linters need (once)"
 	@$(INSTALL) 'pip>=25.1'  # the first that knows dependency groups
-	@$(INSTALL) --editable clients/python --editable '.[demo,minilm,otlp,predict,plot,gpu]' --group dev
+	@$(INSTALL) --editable clients/python --editable '.[demo,minilm,optimize,otlp,predict,plot,gpu]' --group dev
 	@touch $@
 
 $(TRACING)/.installed: tests/tracing_backend/requirements.txt
 	@echo "installing MLflow and a collector in $(TRACING) (once)"
 	@$(PYTHON) -m venv $(TRACING)
 	@$(TRACING)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(LITERT)/.installed: tests/litert_conversion/requirements.txt
+	@echo "installing the converter to LiteRT in $(LITERT) (once)"
+	@$(PYTHON) -m venv $(LITERT)
+	@$(LITERT)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(LITERT)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 .venv-peers-%/.installed: tests/benchmarks/peers/requirements/%.txt

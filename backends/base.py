@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -56,18 +56,28 @@ class Signature:
         max_batch_size: rows the first dimension of every tensor can hold together; `UNBOUNDED` without a limit,
             0 if the model does not batch.
         deterministic: whether equal inputs always give equal outputs, so that these may be cached. Optional.
+        batch_sizes: the only numbers of rows that it executes, ascending, up to `max_batch_size`: batches are filled
+            up to them; empty if any will do. Optional.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int = 0
     deterministic: bool = True
+    batch_sizes: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Signature:
         """A signature that batches exactly when every tensor's first dimension is open."""
         batches = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs)) and bool(inputs)
         return cls(tuple(inputs), tuple(outputs), UNBOUNDED if batches else 0)
+
+    def batched(self, sizes: Sequence[int]) -> Signature:
+        """The same for batches of these numbers of rows, ascending, whatever the first dimension of each tensor is."""
+        inputs, outputs = (
+            tuple(spec._replace(shape=(-1, *spec.shape[1:])) for spec in specs) for specs in (self.inputs, self.outputs)
+        )
+        return replace(self, inputs=inputs, outputs=outputs, max_batch_size=sizes[-1], batch_sizes=tuple(sizes))
 
 
 @dataclass(frozen=True, slots=True)

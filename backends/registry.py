@@ -90,6 +90,14 @@ _BUILTIN = (
         extra="tensorrt",
         platform="tensorrt_plan",
     ),
+    BackendInfo(
+        "litert",
+        "backends.litert:LitertBackend",
+        filenames=("model.tflite",),
+        runtime=("ai_edge_litert",),
+        extra="litert",
+        aliases=("tflite", "armnn_tflite"),
+    ),
     BackendInfo("python", "backends.python:PythonBackend", filenames=("model.py",)),
     BackendInfo("echo", "backends.echo:EchoBackend", aliases=("identity",)),
 )

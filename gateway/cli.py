@@ -39,6 +39,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     _add_models(commands)
     _add_bench(commands)
     _add_profile(commands)
+    _add_optimize(commands)
     parsed = parser.parse_args(arguments)
     command: Command = parsed.run
     del parsed.run
@@ -192,6 +193,25 @@ def _add_profile(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
         from gateway import profile  # noqa: PLC0415  # what loads models takes a moment to import
 
         return profile.run(parsed, chosen)
+
+    parser.set_defaults(run=run)
+
+
+def _add_optimize(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "optimize",
+        help="make a PyTorch model smaller and faster, measured as it is served",
+        description="Prune, distil, quantise and export a PyTorch model, measure every variant through the gateway and "
+        "write them into a model repository, with a report. Exit codes: 0 there is a winner; 1 no variant keeps to the "
+        "budget; 2 wrong usage; 130 Ctrl-C, with a report of what had been measured.",
+    )
+    arguments.add_optimize(parser)
+
+    def run(parsed: Namespace) -> int:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from gateway import optimize  # noqa: PLC0415  # what optimises takes a moment to import
+
+        return optimize.run(parsed)
 
     parser.set_defaults(run=run)
 

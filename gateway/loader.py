@@ -101,6 +101,7 @@ def _normalised(signature: base.Signature) -> base.Signature:
             tuple(base.TensorSpec.of(*spec) for spec in signature.outputs),
             signature.max_batch_size,
             deterministic,
+            tuple(map(int, getattr(signature, "batch_sizes", ()))),  # nor this
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise LoadError(f"the backend's signature does not follow the contract: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import json_format, text_format
@@ -199,6 +199,8 @@ def _complete(declared: Declared, signature: Signature, default_max_batch_size: 
     config.CopyFrom(declared.proto)
     signature = _batched(config, signature)
     config.max_batch_size = _batch_size(declared, signature, default_max_batch_size)
+    if config.max_batch_size:
+        _complete_batch_sizes(config, signature.batch_sizes)
     _complete_tensors("input", config.input, signature.inputs, config.max_batch_size)
     _complete_tensors("output", config.output, signature.outputs, config.max_batch_size)
     missing = {spec.name for spec in signature.inputs} - {tensor.name for tensor in config.input}
@@ -215,11 +217,7 @@ def _batched(config: pb.ModelConfig, signature: Signature) -> Signature:
         return signature
     if sizes != fixed:
         raise LoadError(f"parameter 'batch_sizes': the model was built for {fixed[0]} rows: say '{fixed[0]}'")
-    opened = [
-        tuple(spec._replace(shape=(-1, *spec.shape[1:])) for spec in specs)
-        for specs in (signature.inputs, signature.outputs)
-    ]
-    return replace(signature, inputs=opened[0], outputs=opened[1], max_batch_size=sizes[0])
+    return signature.batched(sizes)
 
 
 def _batch_size(declared: Declared, signature: Signature, default: int) -> int:
@@ -235,6 +233,17 @@ def _batch_size(declared: Declared, signature: Signature, default: int) -> int:
     if size > signature.max_batch_size > 0:
         raise LoadError(f"max_batch_size is {size}, but the model was built for at most {signature.max_batch_size}")
     return size
+
+
+def _complete_batch_sizes(config: pb.ModelConfig, known: Sequence[int]) -> None:
+    """Fill in the numbers of rows that the model executes, or check those that the owner chose of them."""
+    if not known:
+        return
+    sizes, shown_sizes = parameters.batch_sizes(config), " ".join(map(str, known))
+    if not set(sizes) <= set(known):
+        raise LoadError(f"parameter 'batch_sizes': the model executes {shown_sizes} rows: choose of these")
+    if not sizes:
+        config.parameters[parameters.BATCH_SIZES].string_value = shown_sizes
 
 
 def _complete_tensors(kind: str, tensors: Any, specs: Sequence[TensorSpec], batch: int) -> None:

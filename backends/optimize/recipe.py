@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backends.base import Array
+
+if TYPE_CHECKING:
+    from backends.optimize.variant import Technique
 
 Predict = Callable[..., Any]
 """Given to `evaluate`: takes the inputs as arrays, by position or by name, any number of rows; gives the only output's
@@ -52,6 +55,7 @@ class Recipe:
         calibration: as `sample`, with as many rows as static quantisation is to see.
         training: None where the recipe brings no training data.
         student: a small untrained network with the same inputs and outputs, for distillation; None without one.
+        techniques: steps of the recipe's own, tried like ours.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Recipe:
     calibration: Mapping[str, Tensor]
     training: Training | None = None
     student: nn.Module | None = None
+    techniques: tuple[Technique, ...] = ()
 
     def run(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
         """The module's outputs by name, as arrays."""

@@ -25,12 +25,14 @@ class Artifact:
         file: where it lies, under the name that its backend recognises: model.onnx, model.pt2, model.tflite, ...
         backend: the backend's name, as config.pbtxt spells it.
         batch_sizes: the only sizes of batch that the file can execute, ascending; empty where any goes.
+        max_batch_size: rows that the file executes at most; 0 where any number goes.
         parameters: of config.pbtxt.
     """
 
     file: Path
     backend: str
     batch_sizes: tuple[int, ...] = ()
+    max_batch_size: int = 0
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -120,6 +120,35 @@ def add_profile(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, all operators in it")
 
 
+def add_optimize(parser: ArgumentParser) -> None:
+    """What to optimise, under which budget, and where to."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.py", help="defines model, sample and evaluate")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="model repository to write")
+    parser.add_argument(
+        "--budget",
+        default="drop<=1%",
+        metavar="TEXT",
+        help="what the winner has to keep to, as 'accuracy>=0.97, p99<5ms, size<1MB' (default: 'drop<=1%%'); also p50, "
+        "p95, memory, throughput",
+    )
+    parser.add_argument("--only", type=_names, default=(), metavar="TECHNIQUES", help="use these alone")
+    parser.add_argument("--skip", type=_names, default=(), metavar="TECHNIQUES", help="do not use these")
+    parser.add_argument(
+        "--concurrency",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="callers at once while latencies are measured (default: 8)",
+    )
+    parser.add_argument(
+        "--seconds", type=_rate, default=2.0, metavar="S", help="to measure each kind of latency for (default: 2)"
+    )
+    parser.add_argument(
+        "--timeout-s", type=_rate, default=900.0, metavar="S", help="that a technique may take (default: 900)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what an earlier run has written")
+
+
 def _add_requests(parser: ArgumentParser) -> None:
     """A model, and what it is measured with."""
     parser.add_argument("model", metavar="MODEL")

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from gateway.demo import process
+from gateway import process
 
 _NEEDED = ("torch", "onnxruntime", "onnxscript", "sklearn")
 
@@ -56,7 +56,7 @@ def _run(directory: Path, port: int, metrics_port: int, *, keep: bool) -> int:
     held_out = directory / "digits.csv"
     digits.write_rows(data, held_out)
     print(f"wrote the {len(data.labels)} held-out images to {held_out}, for `tensorgate predict`")
-    with process.serving(directory, port, metrics_port) as server:
+    with process.serving(directory, "--port", str(port), "--metrics-port", str(metrics_port)) as server:
         address = server.wait_until_ready()
         print(f"serving on {address}; classifying the {len(data.labels)} held-out images over gRPC")
         rows = asyncio.run(measure.all_models(address, names, data.images, data.labels))

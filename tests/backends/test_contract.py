@@ -14,6 +14,7 @@ import torch
 from support.contract import Case, Contract, doubling, rows
 from support.models import RepositoryBuilder, save_exported, save_torchscript
 from support.server import serving
+from support.tflite import doubled, tflite_model
 from torch import nn
 
 from backends.base import InvalidInput, LoadError, Signature, TensorSpec
@@ -50,11 +51,20 @@ CASES = {
     "onnxruntime": Case("onnxruntime", "model.onnx", doubling, -1),
     "torch-pt2": Case("torch", "model.pt2", _exported, 16, "OUTPUT__0"),
     "torch-torchscript": Case("torch", "model.pt", lambda p: save_torchscript(Double(), p), 16, declared=DECLARED),
+    "litert-open-batch": Case(
+        "litert", "model.tflite", lambda p: p.write_bytes(tflite_model(doubled(-1))) and None, -1
+    ),
+    "litert-signatures": Case(
+        "litert",
+        "model.tflite",
+        lambda p: p.write_bytes(tflite_model(*(doubled(rows, f"b{rows}") for rows in range(1, 17)))) and None,
+        16,
+    ),
     "python": Case("python", "model.py", _python, -1),
     "echo": Case("echo", "", lambda _: None, 16, factor=1, declared=DECLARED),
     "third-party": Case("scale", "model.scale", lambda p: p.write_text("3") and None, 16, factor=3),
 }
-RUNTIMES = [("onnxruntime", "onnxruntime", "onnx"), ("torch", "torch", "torch")]
+RUNTIMES = [("onnxruntime", "onnxruntime", "onnx"), ("torch", "torch", "torch"), ("litert", "ai_edge_litert", "litert")]
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
@@ -72,6 +82,7 @@ KNOWN = {
     "onnxruntime": "inter_op_thread_count, execution_mode, .*, session\\.\\*, ep\\.\\*, cuda\\.\\*$",
     "torch-pt2": "dtype, compile, intra_op_thread_count$",
     "torch-torchscript": "dtype, compile, intra_op_thread_count$",
+    "litert-open-batch": "intra_op_thread_count, signatures, inline$",
     "echo": "delay_ms$",
 }
 
@@ -119,14 +130,16 @@ def test_missing_runtime(backend: str, module: str, extra: str, monkeypatch: pyt
 def test_third_party_backend_in_a_server(repository: RepositoryBuilder, third_party: Path) -> None:
     """A backend that somebody else published serves gRPC clients as soon as it is installed."""
     repository.add("triple", {"model.scale": "3"})
+    repository.add("sized", {"model.scale": "3 4 16"})
     repository.add("damaged", {"model.scale": "three"})
     with serving(repository.root, environment={"PYTHONPATH": str(third_party)}) as gateway:
         metadata = gateway.stub.ModelMetadata(pb.ModelMetadataRequest(name="triple"))
         assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("x", "FP32", [-1, 4])]
-        request = pb.ModelInferRequest(model_name="triple", raw_input_contents=[rows(2).tobytes()])
-        request.inputs.add(name="x", datatype="FP32", shape=[2, 4])
-        response = gateway.stub.ModelInfer(request)
-        assert response.raw_output_contents[0] == (rows(2) * 3).tobytes()
+        for name in ("triple", "sized"):
+            request = pb.ModelInferRequest(model_name=name, raw_input_contents=[rows(2).tobytes()])
+            request.inputs.add(name="x", datatype="FP32", shape=[2, 4])
+            response = gateway.stub.ModelInfer(request)
+            assert response.raw_output_contents[0] == (rows(2) * 3).tobytes()
         index = gateway.stub.RepositoryIndex(pb.RepositoryIndexRequest()).models
     assert {model.name: model.reason for model in index if model.state != "READY"} == {
         "damaged": "ValueError: could not convert string to float: 'three'"

@@ -21,7 +21,7 @@ registry = Registry()
 file = Path(sys.argv[1])
 info = registry.for_files({file.name})
 model = registry.backend(info).load(ModelSource("m", 1, file.parent, file))
-runtimes = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda"}
+runtimes = {"torch", "onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda", "ai_edge_litert"}
 print(info.name, [i.name for i in registry if i.installed], sorted(runtimes & set(sys.modules)))
 """
 MODEL = """
@@ -66,6 +66,7 @@ def test_runtimes_are_imported_at_first_use(tmp_path: Path) -> None:
         ("pytorch", "torch"),
         ("pytorch_libtorch", "torch"),
         ("tensorrt_plan", "tensorrt"),
+        ("tflite", "litert"),
         ("python", "python"),
         ("echo", "echo"),
         ("identity", "echo"),
@@ -82,7 +83,7 @@ def test_unknown_backend(spelling: str, registry: Registry) -> None:
     with pytest.raises(LoadError) as caught:
         registry.info(spelling)
     assert str(caught.value) == (
-        f"unknown backend '{spelling}': expected one of onnxruntime, torch, tensorrt, python, echo"
+        f"unknown backend '{spelling}': expected one of onnxruntime, torch, tensorrt, litert, python, echo"
     )
 
 
@@ -94,6 +95,7 @@ def test_unknown_backend(spelling: str, registry: Registry) -> None:
         ({"model.pt"}, "torch"),
         ({"model.pt", "model.pt2", "labels.txt"}, "torch"),
         ({"model.plan"}, "tensorrt"),
+        ({"model.tflite"}, "litert"),
         ({"model.py", "helper.py"}, "python"),
     ],
 )
@@ -117,7 +119,7 @@ def test_files_for_no_backend(files: set[str], found: str, registry: Registry) -
     """Where no file fits, the owner reads which names would and which were found."""
     with pytest.raises(LoadError) as caught:
         registry.for_files(files)
-    expected = "model.onnx, model.pt2, model.pt, model.plan, model.py"
+    expected = "model.onnx, model.pt2, model.pt, model.plan, model.tflite, model.py"
     assert str(caught.value) == f"no model file: expected one of {expected}; found {found}"
 
 

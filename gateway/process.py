@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 _READY = re.compile(r"ready: gRPC on (\S+:\d+)")
+_DYING_S = 0.5  # from a connection's end to the process's
 _METRICS = re.compile(r"metrics on (http://\S+)")
 
 
@@ -25,6 +26,11 @@ class Running:
         threading.Thread(target=self._read, daemon=True).start()
         self.exit_code = -1
         self.metrics = ""
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     def _read(self) -> None:
         for line in self._process.stderr or ():
@@ -54,6 +60,15 @@ class Running:
         except KeyboardInterrupt:
             print()
 
+    def ended(self) -> str:
+        """How it ended by itself just now; "" if it runs."""
+        try:
+            code = self._process.wait(timeout=_DYING_S)
+        except subprocess.TimeoutExpired:
+            return ""
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return f"the server {how}"
+
     def stop(self) -> None:
         """Ask it to end, and wait until it has."""
         if self._process.poll() is None:
@@ -68,15 +83,14 @@ def ending_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def serving(repository: Path, port: int, metrics_port: int) -> Iterator[Running]:
-    """`tensorgate serve` over a repository, ended afterwards, come what may."""
+def serving(repository: Path, *flags: str) -> Iterator[Running]:
+    """`tensorgate serve` over a repository with further flags, ended afterwards, come what may."""
     # -P: a folder named like one of our packages must not get in the way.
     command = [sys.executable, "-P", "-m", "gateway", "serve"]
-    command += ["--model-repository", str(repository), "--port", str(port)]
-    command += ["--metrics-port", str(metrics_port), "--log-format", "human"]
+    command += ["--model-repository", str(repository), "--log-format", "human", *flags]
     with ExitStack() as ending:
         with _undisturbed():
-            # A group of its own: Ctrl-C is for the demo, which then stops the server; two would cut requests off.
+            # A group of its own: Ctrl-C is for its starter, which then stops the server; two would cut requests off.
             process = subprocess.Popen(  # noqa: S603  # our own command
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
             )
@@ -87,7 +101,7 @@ def serving(repository: Path, port: int, metrics_port: int) -> Iterator[Running]
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold back what would end the demo: between its start and our taking note of it, the server would be lost."""
+    """Hold back what would end the program: between its start and our taking note of it, the server would be lost."""
     caught: list[int] = []
     former = [(number, signal.signal(number, lambda number, _: caught.append(number))) for number in ending_signals()]
     try:
