@@ -69,7 +69,7 @@ def remarks(row: Row, rows: Sequence[Row]) -> list[str]:
     if figures is None or not row.steps:
         return []
     found = []
-    if figures.drop.low is not None and figures.drop.low > 0:
+    if figures.less_accurate:
         found.append(f"less accurate than the original, beyond chance: by {figures.drop.value:.2%}")
     if original := by_steps.get(()):
         found += _slower(figures, original)

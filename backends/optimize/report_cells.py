@@ -171,7 +171,7 @@ def cells(figures: Figures, original: Figures | None) -> list[Cell]:
 
 def _is_worse(column: Column, figures: Figures, original: Figures | None) -> bool:
     if column is DROP:
-        return figures.drop.low is not None and figures.drop.low > 0
+        return figures.less_accurate
     return original is not None and column.gain(original, figures) < 1 / _NOISE
 
 

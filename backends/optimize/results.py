@@ -12,6 +12,8 @@ from backends.optimize.scores import Agreement, Call, Estimate, Evaluation
 from backends.optimize.timing import Bare, Batching, Latency
 from backends.optimize.variant import Artifact
 
+_ROUNDING = 1e-4  # of a score: whoever compares similarities finds less between any two runtimes
+
 
 class State(StrEnum):
     """How far a variant came."""
@@ -58,6 +60,11 @@ class Figures:
     served: Served | None = None
     bare: Bare | None = None
     batching: Batching | None = None
+
+    @property
+    def less_accurate(self) -> bool:
+        """Whether the drop is more than chance and more than the rounding of floats."""
+        return self.drop.low is not None and self.drop.low > 0 and self.drop.value > _ROUNDING
 
     def of(self, quantity: str) -> float:
         """What a budget's condition is about, in its own unit."""

@@ -111,7 +111,7 @@ def accuracy(evaluation: Evaluation) -> Estimate:
     scores = evaluation.examples
     if scores is None:
         return Estimate(evaluation.score)
-    if np.isin(scores, (0, 1)).all():
+    if _right_or_wrong(scores):
         return Estimate(evaluation.score, *_wilson(evaluation.score, len(scores)))
     return Estimate(evaluation.score, *_bootstrap(scores))
 
@@ -119,14 +119,14 @@ def accuracy(evaluation: Evaluation) -> Estimate:
 def drop(evaluation: Evaluation, original: Evaluation) -> Estimate:
     """How far the score is below the original's, and its interval from the same examples in pairs, by bootstrap.
 
-    Where no example's score changed a bootstrap sees no variation at all; the interval is then what 95 % of the samples
-    of so many examples without a change allow, three in n either way.
+    Where examples are right or wrong and none has changed, a bootstrap sees no variation at all; the interval is then
+    what 95 % of the samples of so many examples without a change allow, three in n either way.
     """
     value = original.score - evaluation.score
     before, after = original.examples, evaluation.examples
     if before is None or after is None or len(before) != len(after):
         return Estimate(value)
-    if (before == after).all():
+    if (before == after).all() and _right_or_wrong(after):
         return Estimate(0.0, -3 / len(after), 3 / len(after))
     return Estimate(value, *_bootstrap(before - after))
 
@@ -191,6 +191,10 @@ def _digest(inputs: Mapping[str, Array]) -> bytes:
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.digest()
+
+
+def _right_or_wrong(examples: NDArray[np.float64]) -> bool:
+    return bool(np.isin(examples, (0, 1)).all())
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from backends.base import Array
+from backends.base import Array, Signature
 from backends.optimize import choice, scores, steps, timing
 from backends.optimize.bare import arrays, declared
 from backends.optimize.budget import Budget
@@ -22,6 +22,7 @@ from backends.optimize.techniques import Steps, changes, known
 from backends.optimize.variant import Variant
 
 _NETWORK_ROWS = 128  # of a batch that a network is evaluated with
+_REQUEST_BYTES = 32 << 20  # of a request's inputs and outputs together; a server takes 64 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,8 @@ class Search:
                 bare = alone.call(timing.measure, variant.artifact, self._tensors, rows, work.seconds)
             batching = timing.tune(bare.curve, self._limit_ms())
             size = work.gateway.add(variant.name, variant.artifact, batching)
-            evaluate = partial(scores.evaluate, work.recipe, max_rows=batching.max_batch_size)
+            most = min(batching.max_batch_size, max(_REQUEST_BYTES // _row_bytes(self._tensors), 1))
+            evaluate = partial(scores.evaluate, work.recipe, max_rows=most)
             evaluation, served = work.gateway.measure(variant.name, rows, evaluate)
             figures = replace(self._compared(evaluation), size_bytes=size, served=served, bare=bare, batching=batching)
         except BaseException as error:  # the repository holds what has been measured, whatever ends this
@@ -182,6 +184,11 @@ def _row_of(made: Made, state: State, figures: Figures | None = None, reason: st
     variant = made.variant
     backend = variant.artifact.backend if variant.artifact and state is not State.NETWORK else ""
     return Row(variant.name, variant.steps, state, reason, figures, variant.notes, backend=backend)
+
+
+def _row_bytes(tensors: Signature) -> int:
+    """What a row of all inputs and outputs takes."""
+    return sum(math.prod(spec.shape[1:]) * spec.dtype.itemsize for spec in (*tensors.inputs, *tensors.outputs))
 
 
 def _fits(takes: str, made: Made) -> bool:

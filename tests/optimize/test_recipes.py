@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from torch import nn
@@ -103,6 +105,14 @@ def test_wrong_flags(here, tmp_path, monkeypatch, flags, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.py").write_text(GOOD)
     assert expected in here("optimize", *flags, "--output", "models").refusal
+
+
+def test_missing_packages(here, tmp_path, monkeypatch):
+    """Without the packages that the search itself needs, the command says how to install them."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("torch", "tqdm") else find(name))
+    said = here("optimize", tmp_path / "recipe.py", "--output", tmp_path / "models").refusal
+    assert said == "tensorgate: optimize needs torch, tqdm: pip install 'tensorgate[optimize]'\n"
 
 
 def test_two_techniques_of_one_name(here, tmp_path):

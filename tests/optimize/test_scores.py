@@ -101,6 +101,13 @@ def test_no_change_is_not_certainty():
     assert scores.accuracy(same).low < 0.8
 
 
+def test_scores_that_are_no_shares():
+    """Equal scores of any size differ by nothing, and no rule for right and wrong answers is put on them."""
+    same = scored([0.2, 7.5, 3.1])
+    assert dataclasses.astuple(scores.drop(same, same)) == (0, 0, 0)
+    assert scores.accuracy(same).low < same.score < scores.accuracy(same).high
+
+
 def test_a_plain_number_has_no_interval():
     """One number for all says nothing of how it varies."""
     found = scores.drop(Evaluation(0.8), Evaluation(0.9))
