@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.calls import ECHO, ONES, Gate, eventually, infer, load, refusal, request
 from support.concurrent import arrived
+from support.raw_http2 import PREFACE, SETTINGS, connect, frame, headers_of
 from support.server import Gateway, launch, serving
 
 from tensorgate_client.wire import inference_pb2 as pb
@@ -176,6 +177,17 @@ def test_open_streams_do_not_hold_up_the_exit(slow):
         assert gateway.server.wait(60) == 0
         assert [seen.get(timeout=60), seen.get(timeout=60)] == [NOT_SERVING, -1]
         done.set()
+
+
+def test_calls_that_say_nothing_do_not_hold_up_the_exit(slow, monkeypatch):
+    """Callers who have begun calls and never send a message are told to go elsewhere, and cost no grace."""
+    monkeypatch.setenv("TENSORGATE_TRANSPORT", "grpcio")  # the native one cannot tell them from calls under way
+    with serving(slow, *LONG_GRACE) as gateway, connect(gateway) as connection:
+        begun = headers_of(b"/inference.GRPCInferenceService/ModelInfer", 1)
+        connection.sendall(PREFACE + frame(SETTINGS, 0, 0, b"") + begun)
+        infer(gateway, "quick")
+        gateway.server.signal(signal.SIGTERM)
+        assert gateway.server.wait(60) == 0
 
 
 @pytest.mark.parametrize("stage", ["load", "execute"])
