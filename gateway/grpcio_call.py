@@ -55,6 +55,7 @@ class Call:
         self._waiting = False
         self._changed = asyncio.Event()
         self._leaving = 0
+        self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self.path} in={len(self._in)} out={len(self._out)}>"
@@ -106,6 +107,7 @@ class Call:
 
     def end(self, status: Status | None) -> None:
         """Tell the caller that it is over, with what is still to leave cut off."""
+        self._task = None  # with it, and thus its traceback, what waits here would wait for the garbage collector
         if self._gone:
             return
         code, details = (status.code.value[0], status.details.encode()) if status else (0, b"")
@@ -157,7 +159,11 @@ class Call:
     def _closed(self, event: Any) -> None:
         if event.batch_operations[0].cancelled():
             self._gone = True
-            self._hand(self._task.cancel)
+            self._hand(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task:
+            self._task.cancel()
 
 
 def _sent(_: Any) -> None:
