@@ -65,7 +65,7 @@ def test_clients_show_who_they_are(flags, cert):
 
 
 def test_a_renewed_certificate(flags, cert):
-    """New connections get a new certificate without a restart; a broken one is told once, and the former kept in use."""
+    """New connections get a new certificate without a restart; a broken one is told once, the former kept."""
     with serving(*flags) as gateway:
         old = cert.rename(cert.with_name("old.pem"))
         cert.write_text("half a certif")
