@@ -100,7 +100,7 @@ class GrpcioTransport:
         self._open_streams = 0
         self._shut = asyncio.Event()
         self._shutting = False
-        self.closed = False
+        self._receiving = True
 
     def bind(self, address: str) -> int:
         """As `Transport.bind`."""
@@ -119,11 +119,16 @@ class GrpcioTransport:
         """As `Transport.turn_away`: connections are told to open no further streams."""
         if not self._shutting:
             self._shutting = True
-            self._server.shutdown(self._events, lambda _: self.hand(self._shut.set))
+            self._server.shutdown(self._events, self._ended)
+
+    def _ended(self, _: Any) -> None:
+        # The queue is not shut down, too: whoever began an operation after that would end the process.
+        self._receiving = False
+        self.hand(self._shut.set)
 
     async def sent(self) -> None:
-        """As `Transport.sent`."""
-        while self.calls or self._open_streams:  # noqa: ASYNC110  # the other thread's
+        """As `Transport.sent`. Calls whose message has not arrived have no answer to wait for."""
+        while self._open_streams or any(call.answered for call in list(self.calls)):  # noqa: ASYNC110  # the other thread's
             await asyncio.sleep(_LOOK_S)
 
     async def stop(self, grace_s: float | None) -> None:
@@ -139,8 +144,6 @@ class GrpcioTransport:
             await asyncio.wait(self._tasks)
         self._server.cancel_all_calls()
         await self._shut.wait()
-        self.closed = True  # whoever began an operation from now on would end the process
-        self._events.shutdown()
 
     def hand(self, function: Callable[[], object]) -> None:
         """Have the event loop call it soon; on the thread of the events."""
@@ -148,7 +151,8 @@ class GrpcioTransport:
 
     def _receive(self) -> None:
         try:
-            while self._next():
+            while self._receiving or self._handed:
+                self._next()
                 # A lone call is not kept waiting by a look for others.
                 if len(self._handed) >= _AT_ONCE or (self._handed and len(self.calls) == 1):
                     self._hand_over()
@@ -157,14 +161,13 @@ class GrpcioTransport:
                 _log.critical("gRPC fails: stopping, since no request would be answered", exc_info=True)
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def _next(self) -> bool:
-        """Take the next event; false after the last one. What it brings is handed over when no other is there yet."""
+    def _next(self) -> None:
+        """Take the next event. What it brings is handed over when no other is there yet."""
         event = self._events.poll(_NO_WAITING if self._handed else None)
         if event.completion_type == cygrpc.CompletionType.queue_timeout:
             self._hand_over()
-        elif event.tag:
+        else:
             event.tag(event)
-        return bool(event.completion_type != cygrpc.CompletionType.queue_shutdown)
 
     def _hand_over(self) -> None:
         self._loop.call_soon_threadsafe(_call, self._handed)
@@ -215,7 +218,7 @@ class GrpcioTransport:
 class _Unary:
     """A unary call. What is named after an event runs on the thread of the events, the rest on the event loop."""
 
-    __slots__ = ("_answered", "_call", "_deadline", "_message", "_metadata", "_method", "_pending", "_transport")
+    __slots__ = ("_call", "_deadline", "_message", "_metadata", "_method", "_pending", "_transport", "answered")
 
     def __init__(
         self,
@@ -232,7 +235,7 @@ class _Unary:
         self._metadata = metadata
         self._message = b""
         self._pending: Pending | None = None
-        self._answered = False
+        self.answered = False
         transport.calls.add(self)
         call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
         call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)
@@ -250,7 +253,7 @@ class _Unary:
         self._transport.hand(self._begin)
 
     def _begin(self) -> None:
-        if self._answered:  # cancelled
+        if self.answered:  # cancelled
             return
         try:
             pending = self._method[0](self._message, self._deadline, self._metadata, self._answer)
@@ -258,14 +261,12 @@ class _Unary:
             _log.exception("a call failed")
             self._answer(BROKEN)
             return
-        if not self._answered:
+        if not self.answered:
             self._pending = pending
 
     def _answer(self, answer: bytes | Status) -> None:
-        self._answered = True
+        self.answered = True
         self._pending = None
-        if self._transport.closed:
-            return
         if not isinstance(answer, Status) and len(answer) > self._transport.limit:
             told = (
                 f"response larger than max ({len(answer)} vs. {self._transport.limit}): --max-message-mb sets the limit"
@@ -282,18 +283,18 @@ class _Unary:
 
     def _closed(self, event: Any) -> None:
         self._transport.calls.discard(self)
-        if not self._answered and event.batch_operations[0].cancelled():
+        if not self.answered and event.batch_operations[0].cancelled():
             self._transport.hand(self._cancel)
 
     def stop(self) -> None:
         """Answer now, whatever becomes of it."""
-        if not self._answered:
+        if not self.answered:
             self._cancel()
             self._answer(STOPPED)
 
     def _cancel(self) -> None:
         """The caller is gone, or its deadline has passed."""
-        self._answered = True
+        self.answered = True
         pending, self._pending = self._pending, None
         if pending:
             pending.cancel()

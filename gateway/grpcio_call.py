@@ -46,7 +46,7 @@ class Call:
         self._lock = threading.Lock()  # of what both threads count
         self._in: deque[bytes | None] = deque()
         self._unread = 0
-        self._asked = False  # whether a message has been asked for, which has not arrived
+        self._asked = False  # whether a message has been asked for, which has not arrived, or the last one has
         self._out: deque[bytes] = deque()
         self._unsent = 0
         self._sending = False
@@ -55,6 +55,7 @@ class Call:
         self._waiting = False
         self._changed = asyncio.Event()
         self._leaving = 0
+        self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self.path} in={len(self._in)} out={len(self._out)}>"
@@ -106,6 +107,7 @@ class Call:
 
     def end(self, status: Status | None) -> None:
         """Tell the caller that it is over, with what is still to leave cut off."""
+        self._task = None  # with it, and thus its traceback, what waits here would wait for the garbage collector
         if self._gone:
             return
         code, details = (status.code.value[0], status.details.encode()) if status else (0, b"")
@@ -128,16 +130,17 @@ class Call:
             self._in.append(message)
             if message is not None:
                 self._unread += len(message) + _EACH
-            self._asked = message is not None and self._unread < _WINDOW
-        if self._asked:
+                self._asked = self._unread < _WINDOW
+            ask = message is not None and self._asked
+        if ask:
             self._ask()
         self._tell()
 
     def _send(self, message: bytes, *, more: bool) -> None:
         hint = cygrpc.WriteFlag.buffer_hint if more else 0
         operation = cygrpc.SendMessageOperation(message, hint)
+        self._leaving = len(message) + _EACH  # first: the other thread may hear of the end of it at once
         self._call.start_server_batch((*self._beginning(), operation), self._sent)
-        self._leaving = len(message) + _EACH
 
     def _sent(self, _: Any) -> None:
         with self._lock:
@@ -157,7 +160,11 @@ class Call:
     def _closed(self, event: Any) -> None:
         if event.batch_operations[0].cancelled():
             self._gone = True
-            self._hand(self._task.cancel)
+            self._hand(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task:
+            self._task.cancel()
 
 
 def _sent(_: Any) -> None:

@@ -148,6 +148,7 @@ class Stream:
                 pending.inference.cancel()
             self._tell(pending, CANCELLED)
         self._live.clear()
+        self._in_order.clear()  # they know the stream: what they hold would wait for the garbage collector
         self._state.leave(self._pending)
         if self._call and self._observer.traces.tracer.on:  # the access log is about its requests
             self._observer.traces.tracer.end(self._call, self._final if isinstance(self._final, Status) else None)

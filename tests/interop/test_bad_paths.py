@@ -14,7 +14,19 @@ import pytest
 from support.calls import Gate, eventually
 from support.concurrent import arrived, start, values
 from support.models import RepositoryBuilder
-from support.raw_http2 import GOAWAY, HEADERS, RESET, call_of, connect, first_answer
+from support.raw_http2 import (
+    GOAWAY,
+    HEADERS,
+    PREFACE,
+    RESET,
+    SETTINGS,
+    call_of,
+    connect,
+    first_answer,
+    frame,
+    headers_of,
+    literal,
+)
 from support.server import Gateway, launch, serving
 from support.streams import StreamCall
 
@@ -138,3 +150,12 @@ def test_it_ends_as_ever(gateway: Gateway, gate: Gate) -> None:
     gate.open()
     assert [values(call) for call in calls] == [[1], [2]]
     assert gateway.server.wait() == 0
+
+
+def test_metadata_may_be_no_text_either(gateway: Gateway) -> None:
+    """A call with a header that is not UTF-8 is answered as others are, and leaves no traceback in the log."""
+    with connect(gateway) as connection:
+        call = headers_of(b"/nobody/x", 1, ends=True, metadata=literal(b"traceparent", b"\xff\xfe"))
+        connection.sendall(PREFACE + frame(SETTINGS, 0, 0, b"") + call)
+        assert first_answer(connection)[0] == HEADERS
+    assert "Traceback" not in gateway.server.log

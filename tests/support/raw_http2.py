@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from support.server import Gateway
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, HEADERS, RESET, GOAWAY = 4, 1, 3, 7
+DATA, HEADERS, RESET, SETTINGS, GOAWAY, WINDOW = 0, 1, 3, 4, 7, 8
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -22,11 +22,11 @@ def literal(name: bytes, value: bytes) -> bytes:
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
-def headers_of(path: bytes, stream: int, *, ends: bool = False) -> bytes:
+def headers_of(path: bytes, stream: int, *, ends: bool = False, metadata: bytes = b"") -> bytes:
     """What begins a gRPC call to `path`; one that does not end is to be followed by a message."""
     fields = {b":method": b"POST", b":scheme": b"http", b":authority": b"x", b":path": path, b"te": b"trailers"}
     block = b"".join(literal(*field) for field in {**fields, b"content-type": b"application/grpc"}.items())
-    return frame(HEADERS, 4 | ends, stream, block)
+    return frame(HEADERS, 4 | ends, stream, block + metadata)
 
 
 def call_of(path: bytes) -> bytes:
