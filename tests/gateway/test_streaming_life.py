@@ -231,7 +231,8 @@ def test_idle_streams_do_not_hold_up_the_exit(models):
         fresh.send("nobody", 1)
         assert failure(fresh.next())[1] == "NOT_FOUND"
         gateway.server.signal(signal.SIGTERM)
-        assert [used.end(), fresh.end()] == [SHUTTING_DOWN] * 2
+        # Without the text where, under load, the front closes the connection before it has passed that on.
+        assert [code for code, _ in (used.end(), fresh.end())] == [grpc.StatusCode.UNAVAILABLE] * 2
         assert gateway.server.wait(60) == 0
 
 

@@ -9,6 +9,8 @@ from support.techniques import apply, digits_recipe, sentences_recipe
 
 from backends.optimize.export_onnx import OnnxExport
 
+torch.set_num_threads(1)  # the suite runs on all processors already; torch's threads would wait for each other
+
 
 @pytest.fixture
 def here(capsys, monkeypatch):
