@@ -31,6 +31,7 @@ class _Following:
     def __init__(self, tls: Tls) -> None:
         self._tls = tls
         self._known = self._state()
+        self._fault = ""
         self.configuration = self._read()
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
@@ -41,9 +42,11 @@ class _Following:
             self._tls.check()
             configuration = self._read()
         except (OSError, ValueError) as error:  # half written, say: the next connection looks again
-            _log.warning("TLS goes on with the former certificate: %s", error)
+            if str(error) != self._fault:  # told once, not by every connection
+                self._fault = str(error)
+                _log.warning("TLS goes on with the former certificate: %s", error)
             return None
-        self._known = state
+        self._known, self._fault = state, ""
         _log.info("TLS goes on with the new %s", self._tls.cert)
         return configuration
 
