@@ -40,7 +40,7 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 _FLUSH_S = 0.5  # for answers on their way out; what is left then are idle connections and endless streams
-_CLOSE_S = 1.0  # for models to free what they hold, whatever the grace left of it
+_CLOSE_S = 1.0  # for connections to close and models to free what they hold, whatever the grace left of it
 
 
 class Server:
@@ -178,10 +178,12 @@ class Server:
         finished = await _within(drained, deadline)
         if not finished:
             _log.warning("requests cut off after %g s of grace: %d", grace, self._state.in_flight)
-        elif not await _within(self._transport.sent(), max(deadline, now() + _FLUSH_S)):
+        sent = finished and await _within(self._transport.sent(), max(deadline, now() + _FLUSH_S))
+        # A connection stays until what was sent has left: a peer that reads nothing must not hold up the exit.
+        stopping = self._transport.stop(_FLUSH_S if sent else None)
+        if not (await _within(stopping, max(deadline, now() + _CLOSE_S)) and sent) and finished:
             finished = False
             _log.warning("answers cut off that have not left after %g s of grace", grace)
-        await self._transport.stop(_FLUSH_S if finished else None)
         await asyncio.to_thread(self._traces.close, _CLOSE_S)
         if finished and not await _within(self._repository.aclose(), max(deadline, now() + _CLOSE_S)):
             finished = False

@@ -13,8 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.calls import ECHO, ONES, Gate, eventually, infer, load, refusal, request
-from support.concurrent import arrived
-from support.raw_http2 import PREFACE, SETTINGS, connect, frame, headers_of
+from support.concurrent import arrived, counts, statistics
+from support.raw_http2 import DATA, PREFACE, SETTINGS, WINDOW, connect, frame, headers_of
 from support.server import Gateway, launch, serving
 
 from tensorgate_client.wire import inference_pb2 as pb
@@ -124,6 +124,25 @@ def test_a_large_answer_is_not_cut_off(repository, gate):
             (contents,) = call.result(60).raw_output_contents
             assert contents == np.full(10_000_000, value, np.float32).tobytes()
         assert gateway.server.wait(30) == 0
+
+
+def test_a_peer_that_reads_nothing_does_not_hold_up_the_exit(repository, gate):
+    """A large answer that its caller does not take is given up after the grace, and its connection with it."""
+    large = gate.MODEL.replace('{"y": inputs["x"]}', '{"y": np.resize(inputs["x"], 10_000_000)}')
+    repository.add("slow", {"model.py": "import numpy as np\n" + large}, "max_batch_size: 0\n" + gate.config)
+    data = request("slow", {"x": np.ones(1, np.float32)}).SerializeToString()
+    most = (2**31 - 1 - 65_535).to_bytes(4, "big")  # of bytes that may be sent without being asked for
+    opening = PREFACE + frame(SETTINGS, 0, 0, b"\0\x04" + most) + frame(WINDOW, 0, 0, most)
+    call = headers_of(b"/inference.GRPCInferenceService/ModelInfer", 1)
+    message = frame(DATA, 1, 1, b"\0" + len(data).to_bytes(4, "big") + data)
+    with serving(repository.root, "--shutdown-grace-s", "0.5") as gateway, connect(gateway) as connection:
+        connection.sendall(opening + call + message)
+        eventually(gate.begun)
+        gate.open()
+        eventually(lambda: counts(statistics(gateway, "slow")).get("success"))
+        gateway.server.signal(signal.SIGTERM)
+        assert gateway.server.wait(15) == 1
+        assert "answers cut off that have not left after 0.5 s of grace" in gateway.server.log
 
 
 def test_request_beyond_the_grace_is_cut(slow, gate):

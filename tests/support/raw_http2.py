@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from support.server import Gateway
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, HEADERS, RESET, GOAWAY = 4, 1, 3, 7
+DATA, HEADERS, RESET, SETTINGS, GOAWAY, WINDOW = 0, 1, 3, 4, 7, 8
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
