@@ -19,22 +19,20 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from grpc import StatusCode
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
 from gateway.grpcio_call import Call
 from gateway.grpcio_tls import credentials
+from gateway.grpcio_unary import Unary
 from gateway.services import Services
 from gateway.status import Status
 from gateway.tls import Tls
 from gateway.tracing import Metadata
 from gateway.transport import (
-    BROKEN,
     STOPPED,
     CannotListen,
     Method,
     OpenStream,
-    Pending,
     Shortcut,
     carry,
     end_of,
@@ -95,7 +93,7 @@ class GrpcioTransport:
         self._server = cygrpc.Server(_options(max_message_bytes), False)  # noqa: FBT003  # a foreign signature
         self._server.register_completion_queue(self._events)
         self._handed: list[Callable[[], object]] = []
-        self.calls: set[_Unary] = set()
+        self.calls: set[Unary] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_streams = 0
         self._shut = asyncio.Event()
@@ -185,7 +183,7 @@ class GrpcioTransport:
         deadline = time.perf_counter() + left if left < _NEVER_S else inf
         path, metadata = event.call_details.method.decode(errors="replace"), event.invocation_metadata
         if found := self._methods.get(path):
-            _Unary(self, event.call, found, deadline, metadata)
+            Unary(self, event.call, found, deadline, metadata)
         else:
             self.hand(partial(self._open, Call(event.call, path, deadline, self.limit, self.hand), metadata))
 
@@ -215,98 +213,9 @@ class GrpcioTransport:
         return await self._services.serve(call)
 
 
-class _Unary:
-    """A unary call. What is named after an event runs on the thread of the events, the rest on the event loop."""
-
-    __slots__ = ("_call", "_deadline", "_message", "_metadata", "_method", "_pending", "_transport", "answered")
-
-    def __init__(
-        self,
-        transport: GrpcioTransport,
-        call: Any,
-        method: tuple[Method, Shortcut | None],
-        deadline: float,
-        metadata: Metadata,
-    ) -> None:
-        self._transport = transport
-        self._call = call
-        self._method = method
-        self._deadline = deadline
-        self._metadata = metadata
-        self._message = b""
-        self._pending: Pending | None = None
-        self.answered = False
-        transport.calls.add(self)
-        call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
-        call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)
-
-    def _received(self, event: Any) -> None:
-        message = event.batch_operations[0].message()
-        if message is None:
-            self._answer(Status(StatusCode.INTERNAL, "the request is missing"))
-            return
-        shortcut = self._method[1]
-        if shortcut and (response := shortcut(message)) is not None:
-            self._answer(response)
-            return
-        self._message = message
-        self._transport.hand(self._begin)
-
-    def _begin(self) -> None:
-        if self.answered:  # cancelled
-            return
-        try:
-            pending = self._method[0](self._message, self._deadline, self._metadata, self._answer)
-        except Exception:  # whatever happened, nobody is left waiting
-            _log.exception("a call failed")
-            self._answer(BROKEN)
-            return
-        if not self.answered:
-            self._pending = pending
-
-    def _answer(self, answer: bytes | Status) -> None:
-        self.answered = True
-        self._pending = None
-        if not isinstance(answer, Status) and len(answer) > self._transport.limit:
-            told = (
-                f"response larger than max ({len(answer)} vs. {self._transport.limit}): --max-message-mb sets the limit"
-            )
-            answer = Status(StatusCode.RESOURCE_EXHAUSTED, told)
-        beginning = cygrpc.SendInitialMetadataOperation(None, 0)
-        if isinstance(answer, Status):
-            ending = cygrpc.SendStatusFromServerOperation((), answer.code.value[0], answer.details.encode(), 0)
-            operations: tuple[Any, ...] = (beginning, ending)
-        else:
-            ending = cygrpc.SendStatusFromServerOperation((), 0, b"", 0)
-            operations = beginning, cygrpc.SendMessageOperation(answer, 0), ending
-        self._call.start_server_batch(operations, _sent)
-
-    def _closed(self, event: Any) -> None:
-        self._transport.calls.discard(self)
-        if not self.answered and event.batch_operations[0].cancelled():
-            self._transport.hand(self._cancel)
-
-    def stop(self) -> None:
-        """Answer now, whatever becomes of it."""
-        if not self.answered:
-            self._cancel()
-            self._answer(STOPPED)
-
-    def _cancel(self) -> None:
-        """The caller is gone, or its deadline has passed."""
-        self.answered = True
-        pending, self._pending = self._pending, None
-        if pending:
-            pending.cancel()
-
-
 def _call(functions: Sequence[Callable[[], object]]) -> None:
     for function in functions:
         function()
-
-
-def _sent(_: Any) -> None:
-    """An answer has left, or nobody is there to take it."""
 
 
 def _options(max_message_bytes: int) -> list[tuple[str, int]]:
