@@ -1,73 +1,48 @@
-"""One gRPC call on an HTTP/2 connection: bytes that have arrived become messages, messages leave as there is room."""
+"""One gRPC call of any number of messages on an HTTP/2 connection: bytes that have arrived become messages, messages
+leave as there is room.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
-import zlib
-from collections.abc import Callable, Mapping
-from math import inf
-from typing import TypeAlias
-from urllib.parse import quote
 
-from h2.connection import H2Connection
-from h2.errors import ErrorCodes
-
-from gateway.errors import InvalidRequest, NotOffered, RequestTooLarge
+from gateway.errors import InvalidRequest, RequestTooLarge
+from gateway.http2 import WINDOW, Connection
+from gateway.http2_frames import CANCEL, NO_ERROR
+from gateway.http2_headers import BEGINNING, Head, trailers
+from gateway.http2_messages import PREFIX, unpacked
 from gateway.status import Status
-
-WINDOW = 1 << 20
-"""Bytes of a call that may be on their way to us, or wait to leave."""
-
-_PATIENCE_S = 300.0
-"""How long a caller may take nothing while responses wait. The transport in front does not tell of callers who are gone
-if it still holds responses for them, so that these would wait for ever."""
-
-_PREFIX = struct.Struct(">BI")
-_BEGINNING = (
-    (":status", "200"),
-    ("content-type", "application/grpc"),
-    ("grpc-accept-encoding", "identity,deflate,gzip"),
-)
-_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_ANY_FORMAT = 47
-"""zlib's number for: gzip or zlib, whichever it is."""
-
-Headers: TypeAlias = Mapping[str, str]
 
 
 class Call:
     """A call. Whoever serves it reads and writes; its connection does the rest.
 
     Args:
-        h2: the connection's.
-        number: of the HTTP/2 stream.
-        headers: what the caller sent first.
-        max_message_bytes: of a request.
-        wants_to_send: told so with its number.
+        connection: that it came on.
+        number: of its stream.
+        head: what the caller has said.
+        limit: bytes of a request.
 
     Attributes:
+        path: of the method.
         deadline: when the caller stops waiting (`time.perf_counter`), infinite if it does not say.
-        half_closed: whether the caller sends nothing more.
+        window, credit: as `http2.Stream`'s.
+        task: what serves it.
     """
 
-    def __init__(
-        self,
-        h2: H2Connection,
-        number: int,
-        headers: Headers,
-        max_message_bytes: int,
-        wants_to_send: Callable[[int], None],
-    ) -> None:
-        self._h2 = h2
+    task: asyncio.Task[None]
+
+    def __init__(self, connection: Connection, number: int, head: Head, limit: int) -> None:
+        self._connection = connection
         self._number = number
-        self._limit = max_message_bytes
-        self.headers = headers
-        self.path = headers.get(":path", "")
-        self.deadline = time.perf_counter() + _timeout_s(headers.get("grpc-timeout", ""))
-        self.half_closed = False
-        self._wants_to_send = wants_to_send
+        self._encoding = head.encoding
+        self._limit = limit
+        self.path = head.path
+        self.deadline = time.perf_counter() + head.timeout_s
+        self.window = 0
+        self.credit = WINDOW
+        self._half_closed = False
         self._in = bytearray()
         self._taken = 0
         self._unacknowledged = 0
@@ -75,6 +50,7 @@ class Call:
         self._out = bytearray()
         self._has_room = asyncio.Event()
         self._begun = False
+        self._gone = False
 
     def __repr__(self) -> str:
         return f"<Call {self.path} in={len(self._in) - self._taken} out={len(self._out)}>"
@@ -88,7 +64,7 @@ class Call:
             NotOffered: it is packed in a way that we do not know.
         """
         while (message := self._next()) is None:
-            if self.half_closed:
+            if self._half_closed:
                 if self._in:
                     raise InvalidRequest("the stream ended inside a message")
                 return None
@@ -98,85 +74,74 @@ class Call:
         return message
 
     async def write(self, message: bytes) -> None:
-        """Send a message; returns when there is room for another.
-
-        Raises:
-            TimeoutError: the caller takes none any more.
-        """
-        self._out += _PREFIX.pack(0, len(message))
+        """Send a message; returns when there is room for another."""
+        self._out += PREFIX.pack(0, len(message))
         self._out += message
-        self._wants_to_send(self._number)
+        self._connection.wants_to_push(self, self._number)
         while len(self._out) >= WINDOW:
             await self._room()
 
     async def flush(self) -> None:
-        """Return when everything has been handed to the connection.
-
-        Raises:
-            TimeoutError: the caller takes nothing any more.
-        """
+        """Return when everything has been handed to the connection."""
         while self._out:
             await self._room()
 
     async def _room(self) -> None:
         self._has_room.clear()
-        await asyncio.wait_for(self._has_room.wait(), _PATIENCE_S)
+        await self._has_room.wait()
 
-    def receive(self, data: bytes, controlled: int) -> None:
-        """Data has arrived that counts for `controlled` bytes of the window."""
-        self._in += data
-        self._unacknowledged += controlled
+    def receive(self, data: bytes, start: int, end: int, ended: bool) -> None:  # noqa: FBT001  # as `http2.Stream.receive`
+        """As `http2.Stream.receive`."""
+        self._in += memoryview(data)[start:end]
+        self._unacknowledged += end - start
+        self._half_closed = self._half_closed or ended
         self._arrived.set()
 
-    def receive_end(self) -> None:
-        """No more will arrive."""
-        self.half_closed = True
-        self._arrived.set()
-
-    def send(self) -> bool:
-        """Hand to the connection what the peer has room for; whether that was all."""
+    def push(self) -> None:
+        """As `http2.Stream.push`."""
+        if self._gone:
+            return
+        if self._out and not self._begun:
+            self._begun = True
+            self._connection.send_headers(self._number, BEGINNING, ended=False)
+        room = self._connection.room(self)
+        with memoryview(self._out) as view:
+            data = bytes(view[:room])
+        del self._out[: self._connection.send_data(self, self._number, memoryview(data))]
         if self._out:
-            self._begin()
-        sent = 0
-        while sent < len(self._out) and (room := self._h2.local_flow_control_window(self._number)) > 0:
-            end = sent + min(room, self._h2.max_outbound_frame_size)
-            self._h2.send_data(self._number, bytes(memoryview(self._out)[sent:end]))
-            sent = min(end, len(self._out))
-        del self._out[:sent]
+            self._connection.waits(self, self._number)
         self._has_room.set()
-        return not self._out
+
+    def lost(self) -> None:
+        """As `http2.Stream.lost`."""
+        self._gone = True
+        self.task.cancel()
 
     def end(self, status: Status | None) -> None:
         """Tell the caller that it is over, with what is still to leave cut off."""
-        if self._out:
-            self._h2.reset_stream(self._number, ErrorCodes.CANCEL)
+        if self._gone:
             return
-        # Without a response everything is in one block, by which clients know that they may try again.
-        trailers = [] if self._begun else list(_BEGINNING)
-        trailers.append(("grpc-status", str(status.code.value[0] if status else 0)))
-        if status:
-            trailers.append(("grpc-message", quote(status.details, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~\"\\")))
-        self._h2.send_headers(self._number, trailers, end_stream=True)
-        if not self.half_closed:
-            self._h2.reset_stream(self._number, ErrorCodes.NO_ERROR)  # so that the caller stops sending
-
-    def _begin(self) -> None:
-        if not self._begun:
-            self._begun = True
-            self._h2.send_headers(self._number, _BEGINNING)
+        self._gone = True
+        connection, number = self._connection, self._number
+        if self._out:
+            connection.reset(number, CANCEL)
+        else:
+            connection.send_headers(number, trailers(status, begun=self._begun), ended=True)
+            if not self._half_closed:
+                connection.reset(number, NO_ERROR)  # so that the caller stops sending
+        connection.close(number)
 
     def _acknowledge(self) -> None:
         """Let the caller send as much again."""
         if self._unacknowledged:
-            self._h2.acknowledge_received_data(self._unacknowledged, self._number)
+            self._connection.grant(self._number, self._unacknowledged)
             self._unacknowledged = 0
-            self._wants_to_send(self._number)
 
     def _next(self) -> bytes | None:
-        start = self._taken + _PREFIX.size
+        start = self._taken + PREFIX.size
         if len(self._in) < start:
             return None
-        packed, length = _PREFIX.unpack_from(self._in, self._taken)
+        packed, length = PREFIX.unpack_from(self._in, self._taken)
         if length > self._limit:
             raise RequestTooLarge(length, self._limit)
         end = start + length
@@ -187,25 +152,4 @@ class Call:
         if end == len(self._in) or end > WINDOW:
             del self._in[:end]
             self._taken = 0
-        return _unpacked(message, self.headers.get("grpc-encoding", ""), self._limit) if packed else message
-
-
-def _unpacked(message: bytes, encoding: str, limit: int) -> bytes:
-    if encoding not in ("gzip", "deflate"):
-        raise NotOffered(f"compression '{encoding}': send identity, gzip or deflate")
-    inflater = zlib.decompressobj(_ANY_FORMAT)
-    try:
-        unpacked = inflater.decompress(message, limit + 1)
-    except zlib.error:
-        raise InvalidRequest(f"a message is not what {encoding} makes") from None
-    if len(unpacked) > limit:
-        raise RequestTooLarge(len(unpacked), limit)
-    if not inflater.eof:
-        raise InvalidRequest(f"a message that {encoding} has made ends too early")
-    return unpacked
-
-
-def _timeout_s(text: str) -> float:
-    """Seconds that a `grpc-timeout` header stands for; infinite without one."""
-    digits, unit = text[:-1], text[-1:]
-    return int(digits) * _SECONDS[unit] if digits.isdecimal() and unit in _SECONDS else inf
+        return unpacked(message, self._encoding, self._limit) if packed else message

@@ -1,48 +1,37 @@
-"""The transport in Rust: HTTP/2 and gRPC framing on threads of their own, outside the interpreter's lock.
+"""The transport of our own: HTTP/2 and gRPC's framing on the event loop itself.
 
-Unary RPCs reach the event loop as events, many at a time. Whatever else arrives is handed on, on a socket that only
-this process knows, to `http2.py`.
+A call is begun by the same turn of the loop that reads its bytes: no other thread takes part, and all that has arrived
+by then is there for the next batch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import shutil
-import signal
-import tempfile
-import threading
-import time
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
-from math import inf
-from pathlib import Path
-from typing import Any
 
-from pygrpc_native import EVENT_CALL, NativeGrpcFront
-
-from gateway.http2 import Http2Server
+from gateway.http2 import Connection, Stream
 from gateway.http2_call import Call
+from gateway.http2_headers import Head
+from gateway.http2_unary import Unary
 from gateway.services import Services
 from gateway.status import Status
-from gateway.tracing import Metadata
-from gateway.transport import BROKEN, STOPPED, CannotListen, Method, OpenStream, Pending, Shortcut, carry, too_large
+from gateway.transport import STOPPED, CannotListen, Method, OpenStream, Shortcut, carry, end_of
 
-_log = logging.getLogger(__name__)
-
-_AT_ONCE = 256
-"""Most events handed to the loop at a time."""
-
-_STREAMS = 512
-"""Requests in flight on a connection; each open stream costs some 13 KB, also one that never sends anything."""
+_BACKLOG = 4096
+"""Connections that may wait to be taken."""
 
 _LOOK_S = 0.01
 """How often to ask whether the last answers have left."""
 
+_SILENCE_S, _ASKED_S, _ASKED = 60, 10, 6
+"""When to ask a silent peer's machine whether it is still there, how often, how many times."""
+
 
 class NativeTransport:
-    """pygrpc-native for unary RPCs, and for the rest in front of `http2.py`.
+    """Connections, and the calls on them.
 
     Args:
         services: every other service.
@@ -61,66 +50,91 @@ class NativeTransport:
         max_message_bytes: int,
     ) -> None:
         self._services = services
+        self._methods = {path: (method, shortcuts.get(path)) for path, method in methods.items()}
         self._streams = streams
-        self._endpoint = Http2Server(self._hand_on, max_message_bytes)
-        self._paths = list(methods)
-        self._methods = list(methods.values())
-        self._shortcuts = [shortcuts.get(path) for path in self._paths]
         self._limit = max_message_bytes
-        self._calls: dict[int, Pending] = {}
         self._loop = asyncio.get_running_loop()
+        self._peers: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._open_streams = 0
-        self._folder: Path | None = None
+        self._sockets: list[socket.socket] = []
+        self._servers: list[asyncio.Server] = []
 
     def bind(self, address: str) -> int:
         """As `Transport.bind`."""
-        methods = [(path, False) for path in self._paths]
+        host, _, port = address.rpartition(":")
         try:
-            self._front = NativeGrpcFront(
-                address, methods, call_details=True, metrics=True, max_concurrent_streams=_STREAMS
-            )
+            self._sockets = _listening(host.strip("[]"), int(port))
         except OSError as error:
             raise CannotListen(address) from error
-        return self._front.bound_port
+        return int(self._sockets[0].getsockname()[1])
 
     async def start(self) -> None:
         """As `Transport.start`."""
-        self._folder = Path(tempfile.mkdtemp(prefix="tensorgate-"))
-        socket = self._folder / "http2"
-        await self._endpoint.start(socket)
-        self._front.set_fallback(str(socket))
-        self._front.start()
-        threading.Thread(target=self._receive, name="native-transport", daemon=True).start()
+        for each in self._sockets:
+            server = await self._loop.create_server(self._connection, sock=each, backlog=_BACKLOG)
+            self._servers.append(server)
 
     def turn_away(self) -> None:
-        """As `Transport.turn_away`, but no client can be told: each request gets its answer from the servicer."""
+        """As `Transport.turn_away`: what a peer sends before it knows is refused as not begun."""
+        for server in self._servers:
+            server.close()
+        for peer in list(self._peers):
+            peer.leave()
 
     async def sent(self) -> None:
         """As `Transport.sent`."""
-        while self._unsent() or self._open_streams:  # noqa: ASYNC110  # it only tells when asked
+        while self._open_streams or any(map(_sending, self._peers)):  # noqa: ASYNC110  # nobody who sends should have to tell
             await asyncio.sleep(_LOOK_S)
-
-    def _unsent(self) -> int:
-        """Unary calls whose caller has not been given a status yet; closing would cut their answers off."""
-        counted = (self._front.metrics() or {"methods": {}})["methods"].values()
-        return sum(each["started"] - sum(ended["count"] for ended in each["status"].values()) for each in counted)
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
-        for call, pending in self._calls.items():
-            pending.cancel()
-            self._fail(call, STOPPED)
-        self._calls.clear()
-        await self._endpoint.stop(grace_s)
-        await asyncio.to_thread(self._front.close)
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self.turn_away()
+        if self._tasks and grace_s:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for peer in self._peers:
+            for stream in list(peer.streams.values()):
+                if isinstance(stream, Unary):
+                    stream.stop()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for peer in list(self._peers):
+            peer.end()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed(), grace_s or _LOOK_S)
+        for peer in list(self._peers):
+            peer.abort()
 
-    async def _hand_on(self, call: Call) -> Status | None:
+    async def _closed(self) -> None:
+        while self._peers:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(_LOOK_S)
+
+    def _connection(self) -> Connection:
+        return Connection(self._open, self._peers)
+
+    def _open(self, connection: Connection, number: int, head: Head) -> Stream:
+        if found := self._methods.get(head.path):
+            return Unary(connection, number, head, found, self._limit)
+        call = Call(connection, number, head, self._limit)
+        call.task = self._loop.create_task(self._serve(call, head))
+        self._tasks.add(call.task)
+        call.task.add_done_callback(self._tasks.discard)
+        return call
+
+    async def _serve(self, call: Call, head: Head) -> None:
+        status: Status | None = STOPPED
+        try:
+            status = await end_of(call, partial(self._handle, head=head))
+        finally:  # whatever happened, nobody is left waiting
+            call.end(status)
+
+    async def _handle(self, call: Call, head: Head) -> Status | None:
         if open_stream := self._streams.get(call.path):
             self._open_streams += 1
             try:
-                with open_stream(call.deadline, call.headers.items()) as stream:
+                with open_stream(call.deadline, head.metadata) as stream:
                     status = await carry(stream, call)
                 await call.flush()
             finally:
@@ -128,60 +142,22 @@ class NativeTransport:
             return status
         return await self._services.serve(call)
 
-    def _receive(self) -> None:
-        try:
-            while (events := self._front.recv_batch_details(_AT_ONCE)) is not None:
-                if left := [event for event in events if not self._answered(event)]:
-                    self._loop.call_soon_threadsafe(self._dispatch, left, time.perf_counter())
-        except RuntimeError:
-            if not self._loop.is_closed():
-                self._broken()
-        except BaseException:
-            self._broken()
 
-    def _answered(self, event: tuple[Any, ...]) -> bool:
-        """Answer a call here, without waking the event loop, if its response is known."""
-        kind, call, method, message, *_ = event
-        shortcut = self._shortcuts[method] if kind == EVENT_CALL else None
-        response = shortcut(message) if shortcut else None
-        if response is not None:
-            self._front.respond(call, response)
-        return response is not None
+def _sending(peer: Connection) -> bool:
+    """Whether answers to a peer's calls have not left."""
+    return peer.unsent or any(isinstance(stream, Unary) and stream.answered for stream in peer.streams.values())
 
-    def _broken(self) -> None:
-        _log.critical("the native transport fails: stopping, since no request would be answered", exc_info=True)
-        os.kill(os.getpid(), signal.SIGTERM)
 
-    def _dispatch(self, events: Sequence[tuple[Any, ...]], now: float) -> None:
-        """Begin the calls that arrived `now`, and end those whose callers are gone."""
-        for kind, call, method, message, _, details in events:
-            if kind == EVENT_CALL:
-                metadata, _, left = details
-                self._begin(call, method, message, inf if left is None else now + left, metadata)
-            elif pending := self._calls.pop(call, None):  # the caller is gone, or its deadline has passed
-                pending.cancel()
-
-    def _begin(self, call: int, method: int, message: bytes, deadline: float, metadata: Metadata) -> None:
-        if len(message) > self._limit:
-            self._fail(call, too_large("request", message, self._limit))
-            return
-        try:
-            pending = self._methods[method](message, deadline, metadata, partial(self._answer, call))
-        except Exception:  # whatever happened, nobody is left waiting
-            _log.exception("%s failed", self._paths[method])
-            self._fail(call, BROKEN)
-            return
-        if pending:
-            self._calls[call] = pending
-
-    def _answer(self, call: int, answer: bytes | Status) -> None:
-        self._calls.pop(call, None)
-        if isinstance(answer, Status):
-            self._fail(call, answer)
-        elif len(answer) > self._limit:
-            self._fail(call, too_large("response", answer, self._limit))
-        else:
-            self._front.respond(call, answer)
-
-    def _fail(self, call: int, status: Status) -> None:
-        self._front.fail(call, status.code.value[0], status.details)
+def _listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets on all addresses that a host's name stands for, on the same port."""
+    sockets: list[socket.socket] = []
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, address in dict.fromkeys((family, where[0]) for family, *_, where in found):
+        made = socket.create_server((str(address), port), family=family, dualstack_ipv6=address == "::")
+        port = made.getsockname()[1]
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # of each connection, too: they inherit these
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENCE_S)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ASKED_S)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _ASKED)
+        sockets.append(made)
+    return sockets

@@ -16,7 +16,7 @@ from gateway.tracing import Metadata
 
 BROKEN = Status(StatusCode.INTERNAL, "internal error; the server's log has the cause")
 STOPPED = Status(StatusCode.UNAVAILABLE, "the server is shutting down: try another one")
-_LATE = Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+LATE = Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
 Answer: TypeAlias = Callable[[bytes | Status], None]
 """Takes a call's serialized response or status, once."""
@@ -120,7 +120,7 @@ async def end_of(call: C, handler: Callable[[C], Awaitable[Status | None]]) -> S
             await call.flush()
             return status
     except TimeoutError:
-        return _LATE
+        return LATE
 
 
 async def carry(stream: Stream, call: Conversation) -> Status | None:
