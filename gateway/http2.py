@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from hpack import HPACKError
 
@@ -51,7 +51,8 @@ from gateway.http2_frames import (
     number_in,
     unpadded,
 )
-from gateway.http2_headers import LONGEST, Head, Heads, refusal
+from gateway.http2_headers import LONGEST, LONGEST_PACKED, Head, Heads
+from gateway.http2_outgoing import Outgoing, Stream
 
 _log = logging.getLogger(__name__)
 
@@ -78,106 +79,60 @@ _OURS = b"".join(
 _NO_HTTP2 = b"this port speaks gRPC, over HTTP/2 without an upgrade: use a gRPC client\n"
 
 
-class Stream(Protocol):
-    """One call, as its connection sees it.
-
-    Attributes:
-        window: bytes that the peer takes of it, beside what it takes of the whole connection.
-        credit: bytes that the peer may still send.
-    """
-
-    window: int
-    credit: int
-
-    def receive(self, data: bytes, start: int, end: int, ended: bool, /) -> None:  # noqa: FBT001  # once a message
-        """These bytes of `data` have arrived; whether they are the last."""
-        ...
-
-    def push(self) -> None:
-        """There is room again for what waits to leave."""
-        ...
-
-    def lost(self) -> None:
-        """The peer has given it up, or is gone."""
-        ...
-
-
 Open: TypeAlias = Callable[["Connection", int, Head], Stream | None]
 """Begins the call of a new stream; None if it is over already."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Outgoing, asyncio.Protocol):
     """A peer.
 
     Args:
         open_stream: begins a call.
         peers: it is among them as long as it is connected.
-
-    Attributes:
-        streams: what is open, by number.
-        window: bytes that the peer takes, of whichever stream.
-        may_write: whether the peer takes anything at present.
     """
 
     def __init__(self, open_stream: Open, peers: set[Connection]) -> None:
+        super().__init__()
         self._open_stream = open_stream
         self._peers = peers
         self._heads = Heads()
         self._unread = b""
         self._begun = False
-        self._data: tuple[int, int, bool] | None = None  # what of a frame is still to come: stream, bytes, its last
+        self._data: tuple[int, int, int] | None = None  # what of a frame is still to come
         self._block: list[bytes] | None = None  # headers that go on, for the stream ...
         self._block_of = (0, False)  # ... and whether it ends with them
         self._latest = 0
         self._consumed = 0
-        self._first_window = DEFAULT_WINDOW
-        self._largest_frame = 1 << 14
-        self._waiting: dict[int, Stream] = {}
-        self._scheduled = False
-        self.may_write = True
-        self._leaving = False
-        self.streams: dict[int, Stream] = {}
-        self.window = DEFAULT_WINDOW
-        self._handlers = {
-            HEADERS: self._headers,
-            PRIORITY: _ignore,
-            RESET: self._reset,
-            SETTINGS: self._settings,
-            PUSH_PROMISE: self._push,
-            PING: self._ping,
-            WINDOW_UPDATE: self._window_update,
-            CONTINUATION: self._continuation,
-        }
+        self._leaving = False  # it has been told to go elsewhere
+        self._left = False  # and with which stream it ends
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As `asyncio.Protocol`'s."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(_UNSENT)
         self._loop = asyncio.get_running_loop()
         self._peers.add(self)
-        more = (MOST - DEFAULT_WINDOW).to_bytes(4, "big")
-        self._transport.write(frame(SETTINGS, 0, 0, _OURS) + frame(WINDOW_UPDATE, 0, 0, more))
 
     def connection_lost(self, _: Exception | None) -> None:
+        """As `asyncio.Protocol`'s."""
         self._peers.discard(self)
-        self.may_write = False
-        streams = list(self.streams.values())
-        self.streams.clear()
-        self._waiting.clear()
-        for stream in streams:
-            stream.lost()
+        self.drop()
 
     def pause_writing(self) -> None:
+        """As `asyncio.Protocol`'s."""
         self.may_write = False
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        """As `asyncio.Protocol`'s."""
         self.may_write = True
         if not self._transport.is_closing():
             self._transport.resume_reading()
-        self._push_all()
+        self.push()
 
     def data_received(self, data: bytes) -> None:
+        """As `asyncio.Protocol`'s."""
         try:
             if self._unread:
                 data = self._unread + data
@@ -201,37 +156,43 @@ class Connection(asyncio.Protocol):
             at = len(PREFACE)
         if self._data:
             at = self._more_data(data)
-        while size - at >= 9:
+        while size - at >= HEAD.size:
             high, low, kind, flags, number = HEAD.unpack_from(data, at)
-            number &= MOST
             length = high << 8 | low
-            start = at + 9
+            start = at + HEAD.size
             end = start + length
-            if length > _LARGEST_FRAME:
-                raise Violation(FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-            if self._block is not None and kind != CONTINUATION:
-                raise Violation(PROTOCOL_ERROR, "headers are interrupted")
+            if length > _LARGEST_FRAME or self._block is not None:
+                self._check(kind, length)
+            if end > size:
+                return size if self._take_part(kind, flags, number & MOST, data[start:], length) else at
             if kind == DATA and not flags & PADDED:
-                if end <= size:
-                    self._receive(number, data, start, end, length, flags & END_STREAM == END_STREAM)
-                else:
-                    self._receive(number, data, start, size, size - start, False)
-                    self._data = number, end - size, flags & END_STREAM == END_STREAM
-                    return size
-            elif end > size:
-                if length > LONGEST and kind != DATA:
-                    raise Violation(ENHANCE_YOUR_CALM, f"a frame of {length} bytes that is no data")
-                break
-            elif kind == DATA:
-                self._padded(number, flags, data, start, end)
-            elif handler := self._handlers.get(kind):
-                handler(flags, number, data[start:end])
+                self._receive(number & MOST, data, start, end, flags & END_STREAM)
+            elif handler := _HANDLERS.get(kind):
+                handler(self, flags, number & MOST, data[start:end])
             at = end
         return at
+
+    def _check(self, kind: int, length: int) -> None:
+        if length > _LARGEST_FRAME:
+            raise Violation(FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+        if kind != CONTINUATION:
+            raise Violation(PROTOCOL_ERROR, "headers are interrupted")
+
+    def _take_part(self, kind: int, flags: int, number: int, data: bytes, length: int) -> bool:
+        """Take what has come of a frame, if it is data: a message need not wait for its frames to be whole."""
+        if kind == DATA and not flags & PADDED:
+            self._receive(number, data, 0, len(data), 0)
+            self._data = number, length - len(data), flags & END_STREAM
+            return True
+        if length > LONGEST_PACKED:
+            raise Violation(ENHANCE_YOUR_CALM, f"a frame of {length} bytes that cannot be taken in parts")
+        return False
 
     def _begins(self, data: bytes) -> bool:
         if data.startswith(PREFACE):
             self._begun = True
+            self.write(frame(SETTINGS, 0, 0, _OURS))
+            self.grant(0, MOST - DEFAULT_WINDOW)
             return True
         if not PREFACE.startswith(data[: len(PREFACE)]):
             self._transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n")
@@ -245,28 +206,29 @@ class Connection(asyncio.Protocol):
         number, left, last = self._data
         taken = min(left, len(data))
         self._data = (number, left - taken, last) if taken < left else None
-        self._receive(number, data, 0, taken, taken, last and taken == left)
+        self._receive(number, data, 0, taken, 0 if self._data else last)
         return taken
 
-    def _receive(self, number: int, data: bytes, start: int, end: int, counted: int, ended: bool) -> None:  # noqa: FBT001, PLR0913, PLR0917
-        """Data of a stream that counts for so many bytes of the windows."""
-        self._consumed += counted
+    def _receive(self, number: int, data: bytes, start: int, end: int, last: int) -> None:
+        """Data of a stream has arrived."""
+        size = end - start
+        self._consumed += size
         if self._consumed > _REFILL:
             self.grant(0, self._consumed)
             self._consumed = 0
         if stream := self.streams.get(number):
-            stream.credit -= counted
+            stream.credit -= size
             if stream.credit < 0:
                 raise Violation(FLOW_CONTROL_ERROR, f"stream {number} sends more than it may")
-            stream.receive(data, start, end, ended)
+            stream.receive(data, start, end, last)
         elif number > self._latest or not number & 1:
             raise Violation(PROTOCOL_ERROR, f"data of stream {number}, which has not begun")
 
-    def _padded(self, number: int, flags: int, data: bytes, start: int, end: int) -> None:
-        first, last = unpadded(data, start, end)
-        self._receive(number, data, first, last, end - start, flags & END_STREAM == END_STREAM)
-        if number in self.streams:
-            self.grant(number, end - start - (last - first))
+    def _padded(self, flags: int, number: int, payload: bytes) -> None:
+        start, end = unpadded(payload, 0, len(payload))
+        padding = (len(payload) - (end - start)).to_bytes(4, "big")  # it counts, too: the peer gets it back
+        self.write(frame(WINDOW_UPDATE, 0, 0, padding) + frame(WINDOW_UPDATE, 0, number, padding))
+        self._receive(number, payload, start, end, flags & END_STREAM)
 
     def _headers(self, flags: int, number: int, payload: bytes) -> None:
         start, end = unpadded(payload, 0, len(payload)) if flags & PADDED else (0, len(payload))
@@ -282,7 +244,7 @@ class Connection(asyncio.Protocol):
         if self._block is None or number != self._block_of[0]:
             raise Violation(PROTOCOL_ERROR, "headers go on that have not begun")
         self._block.append(payload)
-        if sum(map(len, self._block)) > LONGEST or len(self._block) > 64:
+        if sum(map(len, self._block)) > LONGEST_PACKED or len(self._block) > 64:
             raise Violation(ENHANCE_YOUR_CALM, "headers without end")
         if flags & END_HEADERS:
             block, self._block = b"".join(self._block), None
@@ -292,7 +254,7 @@ class Connection(asyncio.Protocol):
         head = self._heads.read(block)
         if stream := self.streams.get(number):  # trailers, of which gRPC has none from clients
             if ended:
-                stream.receive(b"", 0, 0, True)  # noqa: FBT003
+                stream.receive(b"", 0, 0, END_STREAM)
             return
         if number <= self._latest:
             return  # of a call that is over
@@ -302,13 +264,12 @@ class Connection(asyncio.Protocol):
         if len(self.streams) >= STREAMS or self._leaving:
             self.reset(number, REFUSED_STREAM)
         elif head.refusal:
-            self.send_headers(number, refusal(head.refusal), ended=True)
+            self.send_headers(number, head.refusal, ended=True)
             self.reset(number, NO_ERROR)
         elif stream := self._open_stream(self, number, head):
-            stream.window = self._first_window
             self.streams[number] = stream
             if ended:
-                stream.receive(b"", 0, 0, True)  # noqa: FBT003
+                stream.receive(b"", 0, 0, END_STREAM)
 
     def _reset(self, _: int, number: int, payload: bytes) -> None:
         number_in(payload)
@@ -327,26 +288,24 @@ class Connection(asyncio.Protocol):
             if key == INITIAL_WINDOW_SIZE:
                 if value > MOST:
                     raise Violation(FLOW_CONTROL_ERROR, f"a window of {value} bytes")
-                for stream in self.streams.values():
-                    stream.window += value - self._first_window
-                self._first_window = value
+                self.first_window = value
             elif key == MAX_FRAME_SIZE:
                 if not 1 << 14 <= value < 1 << 24:
                     raise Violation(PROTOCOL_ERROR, f"frames of {value} bytes")
-                self._largest_frame = min(value, _LARGEST_FRAME)
-        self._transport.write(frame(SETTINGS, ACK, 0, b""))
-        self._push_all()
+                self.largest_frame = min(value, _LARGEST_FRAME)
+        self.write(frame(SETTINGS, ACK, 0, b""))
+        self.push()
 
-    def _push(self, *_: object) -> None:
+    def _push_promise(self, *_: object) -> None:
         raise Violation(PROTOCOL_ERROR, "a client that pushes")
 
     def _ping(self, flags: int, _: int, payload: bytes) -> None:
         if len(payload) != 8:
             raise Violation(FRAME_SIZE_ERROR, f"a ping of {len(payload)} bytes")
         if not flags & ACK:
-            self._transport.write(frame(PING, ACK, 0, payload))
+            self.write(frame(PING, ACK, 0, payload))
         elif self._leaving:
-            self._say_goodbye(self._latest)
+            self._leave_now()
 
     def _window_update(self, _: int, number: int, payload: bytes) -> None:
         more = number_in(payload)
@@ -356,79 +315,18 @@ class Connection(asyncio.Protocol):
             self.window += more
             if self.window > MOST:
                 raise Violation(FLOW_CONTROL_ERROR, "a window that grows without end")
-            self._push_all()
         elif stream := self.streams.get(number):
             stream.window += more
-            if stream.window > MOST:
+            if self.first_window + stream.window > MOST:
                 raise Violation(FLOW_CONTROL_ERROR, "a window that grows without end")
-            if self._waiting.pop(number, None):
-                stream.push()
-
-    @property
-    def unsent(self) -> bool:
-        """Whether something waits to leave."""
-        return self._transport.get_write_buffer_size() > 0
-
-    def write(self, data: bytes) -> None:
-        """Send frames, whatever the windows: whoever calls has seen to them."""
-        self._transport.write(data)
-
-    def send_headers(self, number: int, block: bytes, *, ended: bool) -> None:
-        """Send a block of headers, or the last one."""
-        self._transport.write(frame(HEADERS, END_HEADERS | ended, number, block))
-
-    def room(self, stream: Stream) -> int:
-        """Bytes of a stream that the peer takes now."""
-        return max(0, min(stream.window, self.window)) if self.may_write else 0
-
-    def send_data(self, stream: Stream, number: int, data: memoryview) -> int:
-        """Send as much as there is room for; how much. For the rest the stream is told to push."""
-        sent, size = 0, len(data)
-        while sent < size:
-            room = min(size - sent, self.room(stream), self._largest_frame)
-            if not room:
-                self.waits(stream, number)
-                break
-            self._transport.write(HEAD.pack(room >> 8, room & 255, DATA, 0, number))
-            self._transport.write(data[sent : sent + room])
-            stream.window -= room
-            self.window -= room
-            sent += room
-        return sent
-
-    def waits(self, stream: Stream, number: int) -> None:
-        """Have the stream push when there is room again."""
-        self._waiting[number] = stream
-
-    def wants_to_push(self, stream: Stream, number: int) -> None:
-        """Have the stream push, once everything that becomes ready at this moment is."""
-        self.waits(stream, number)
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._push_all)
-
-    def _push_all(self) -> None:
-        self._scheduled = False
-        waiting, self._waiting = self._waiting, {}
-        for stream in waiting.values():
-            stream.push()
-
-    def grant(self, number: int, size: int) -> None:
-        """Let the peer send so many bytes more, of a stream or (0) of all."""
-        if stream := self.streams.get(number):
-            stream.credit += size
-        self._transport.write(frame(WINDOW_UPDATE, 0, number, size.to_bytes(4, "big")))
+        self.push()
 
     def close(self, number: int) -> None:
         """A stream is over."""
         self.streams.pop(number, None)
         self._waiting.pop(number, None)
-        if self._leaving and not self.streams:
+        if self._left and not self.streams:
             self._transport.close()
-
-    def reset(self, number: int, code: int) -> None:
-        """Tell the peer that nothing more comes of a stream, or is wanted."""
-        self._transport.write(frame(RESET, 0, number, code.to_bytes(4, "big")))
 
     def leave(self) -> None:
         """Open no further streams, and close when the last one is over.
@@ -437,16 +335,23 @@ class Connection(asyncio.Protocol):
         """
         if not self._leaving:
             self._leaving = True
-            self._say_goodbye(MOST)
-            self._transport.write(frame(PING, 0, 0, b"goodbye!"))
+            self._farewell(MOST, NO_ERROR)
+            self.write(frame(PING, 0, 0, b"farewell"))  # its answer comes behind what the peer had already sent
 
-    def _say_goodbye(self, latest: int) -> None:
-        self._transport.write(frame(GOAWAY, 0, 0, latest.to_bytes(4, "big") + NO_ERROR.to_bytes(4, "big")))
-        if latest != MOST and not self.streams:
-            self._transport.close()
+    def _leave_now(self) -> None:
+        """Say what the last stream was, now that no further one can come."""
+        if not self._left:
+            self._left = True
+            self._farewell(self._latest, NO_ERROR)
+            if not self.streams:
+                self._transport.close()
+
+    def _farewell(self, latest: int, code: int, told: str = "") -> None:
+        self.write(frame(GOAWAY, 0, 0, latest.to_bytes(4, "big") + code.to_bytes(4, "big") + told.encode()))
 
     def end(self) -> None:
         """Close as soon as what has been sent has left."""
+        self._leave_now()
         self._transport.close()
 
     def abort(self) -> None:
@@ -454,11 +359,25 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _refuse(self, violation: Violation) -> None:
-        _log.info("a connection is closed: %s", violation)
-        told = self._latest.to_bytes(4, "big") + violation.code.to_bytes(4, "big") + str(violation).encode()
-        self._transport.write(frame(GOAWAY, 0, 0, told))
+        _log.debug("a connection is closed: %s", violation)
+        self._farewell(self._latest, violation.code, str(violation))
         self._transport.close()
+        self.drop()
 
 
 def _ignore(*_: Any) -> None:
     pass
+
+
+_HANDLERS: dict[int, Callable[[Connection, int, int, bytes], None]] = {
+    DATA: Connection._padded,
+    HEADERS: Connection._headers,
+    PRIORITY: _ignore,
+    RESET: Connection._reset,
+    SETTINGS: Connection._settings,
+    PUSH_PROMISE: Connection._push_promise,
+    PING: Connection._ping,
+    WINDOW_UPDATE: Connection._window_update,
+    CONTINUATION: Connection._continuation,
+}
+"""What becomes of a frame: flags, stream and payload. Unknown ones are passed over."""

@@ -1,6 +1,4 @@
-"""One gRPC call of any number of messages on an HTTP/2 connection: bytes that have arrived become messages, messages
-leave as there is room.
-"""
+"""One call of any number of messages on an HTTP/2 connection: bytes become messages, which leave as there is room."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ class Call:
     Attributes:
         path: of the method.
         deadline: when the caller stops waiting (`time.perf_counter`), infinite if it does not say.
-        window, credit: as `http2.Stream`'s.
+        window, credit: as `http2_outgoing.Stream`'s.
         task: what serves it.
     """
 
@@ -90,15 +88,15 @@ class Call:
         self._has_room.clear()
         await self._has_room.wait()
 
-    def receive(self, data: bytes, start: int, end: int, ended: bool) -> None:  # noqa: FBT001  # as `http2.Stream.receive`
-        """As `http2.Stream.receive`."""
+    def receive(self, data: bytes, start: int, end: int, last: int) -> None:
+        """As `http2_outgoing.Stream.receive`."""
         self._in += memoryview(data)[start:end]
         self._unacknowledged += end - start
-        self._half_closed = self._half_closed or ended
+        self._half_closed = self._half_closed or last > 0
         self._arrived.set()
 
     def push(self) -> None:
-        """As `http2.Stream.push`."""
+        """As `http2_outgoing.Stream.push`."""
         if self._gone:
             return
         if self._out and not self._begun:
@@ -113,7 +111,7 @@ class Call:
         self._has_room.set()
 
     def lost(self) -> None:
-        """As `http2.Stream.lost`."""
+        """As `http2_outgoing.Stream.lost`."""
         self._gone = True
         self.task.cancel()
 

@@ -11,12 +11,14 @@ from functools import lru_cache
 from math import inf
 from urllib.parse import quote
 
+from grpc import StatusCode
 from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 
 from gateway.status import Status
 
-LONGEST = 64 << 10
-"""Bytes of a call's headers, packed or unpacked."""
+LONGEST, LONGEST_PACKED = 16 << 10, 64 << 10
+"""Bytes of a call's headers, and of what they come in. Longer ones are refused; a connection is closed over what is
+longer than the second, or unpacks to four times as much."""
 
 _MOST, _LONGEST_KNOWN = 64, 1024
 """Blocks that are remembered of a connection, and bytes of one."""
@@ -34,7 +36,7 @@ class Head:
         timeout_s: that the caller waits, infinite if it does not say.
         encoding: how its messages are packed, if they are.
         metadata: all headers, those of HTTP/2 included; values that are no text have replacement characters.
-        refusal: HTTP's status if this is no gRPC call, else 0.
+        refusal: the block that answers it if this is no call of gRPC's, else empty.
     """
 
     __slots__ = ("encoding", "metadata", "path", "refusal", "timeout_s")
@@ -45,18 +47,22 @@ class Head:
         self.path = fields.get(":path", "")
         self.timeout_s = _timeout_s(fields.get("grpc-timeout", ""))
         self.encoding = fields.get("grpc-encoding", "")
-        self.refusal = 0
-        if fields.get(":method") != "POST":
-            self.refusal = 405
+        self.refusal = b""
+        size = sum(len(name) + len(value) for name, value in headers)
+        if size > LONGEST:
+            told = f"metadata larger than max ({size} vs. {LONGEST}): send less of it"
+            self.refusal = trailers(Status(StatusCode.RESOURCE_EXHAUSTED, told), begun=False)
+        elif fields.get(":method") != "POST":
+            self.refusal = _block((":status", "405"))
         elif not _is_grpc(fields.get("content-type", "")):
-            self.refusal = 415
+            self.refusal = _block((":status", "415"))
 
 
 class Heads:
     """Reads the header blocks of one connection, in their order."""
 
     def __init__(self) -> None:
-        self._decoder = Decoder(LONGEST)
+        self._decoder = Decoder(4 * LONGEST_PACKED)
         self._known: dict[bytes, Head] = {}
 
     def read(self, block: bytes) -> Head:
@@ -94,7 +100,7 @@ def _is_grpc(content_type: str) -> bool:
 def _timeout_s(text: str) -> float:
     """Seconds that a `grpc-timeout` header stands for; infinite without one."""
     digits, unit = text[:-1], text[-1:]
-    return int(digits) * _SECONDS[unit] if digits.isdecimal() and len(digits) <= 8 and unit in _SECONDS else inf  # noqa: PLR2004
+    return int(digits) * _SECONDS[unit] if digits.isdecimal() and len(digits) <= 8 and unit in _SECONDS else inf
 
 
 def _block(*headers: tuple[str, str]) -> bytes:
@@ -124,8 +130,3 @@ def trailers(status: Status | None, *, begun: bool) -> bytes:
     if status:
         headers.append(("grpc-message", quote(status.details, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~\"\\")))
     return _block(*headers)
-
-
-def refusal(status: int) -> bytes:
-    """The block that answers what is no gRPC call."""
-    return _block((":status", str(status)), ("grpc-accept-encoding", "identity,deflate,gzip"))

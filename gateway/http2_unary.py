@@ -46,13 +46,13 @@ class Unary:
         limit: bytes of a request or response.
 
     Attributes:
-        window, credit: as `http2.Stream`'s.
+        window, credit: as `http2_outgoing.Stream`'s.
         answered: whether there is an answer, which may not have left yet.
     """
 
     __slots__ = (
-        "_connection", "_deadline", "_ended", "_head", "_limit", "_method", "_number", "_out", "_parts", "_pending", "_size",
-        "_timer", "_whole", "answered", "credit", "window",
+        "_connection", "_deadline", "_ended", "_head", "_limit", "_method", "_number", "_out", "_parts", "_pending",
+        "_size", "_timer", "_whole", "answered", "credit", "window",
     )  # fmt: skip
 
     def __init__(
@@ -75,20 +75,20 @@ class Unary:
         self.window = 0
         self.credit = WINDOW
 
-    def receive(self, data: bytes, start: int, end: int, ended: bool) -> None:  # noqa: FBT001  # as `http2.Stream.receive`
-        """As `http2.Stream.receive`."""
+    def receive(self, data: bytes, start: int, end: int, last: int) -> None:
+        """As `http2_outgoing.Stream.receive`."""
         if self.answered:
-            self._ended = self._ended or ended
+            self._ended = self._ended or last > 0
             return
         size = end - start
-        if ended and not self._parts and size >= PREFIX.size:
+        if last and not self._parts and size >= PREFIX.size:
             packed, length = PREFIX.unpack_from(data, start)
             if not packed and length == size - PREFIX.size:
                 self._ended = True
                 self._begin(data[start + PREFIX.size : end])
                 return
         try:
-            self._gather(data, start, end, ended=ended)
+            self._gather(data, start, end, ended=last > 0)
         except GatewayError as error:
             self.answer(status_of(error, self._head.path))
 
@@ -161,11 +161,9 @@ class Unary:
     def _respond(self, answer: bytes) -> None:
         connection, number, length = self._connection, self._number, len(answer)
         size = length + PREFIX.size
-        if length <= _SMALL and size <= self.window and size <= connection.window and connection.may_write:
+        if length <= _SMALL and size <= connection.room(self):
             connection.window -= size
-            front = _FRONT.pack(
-                _BEGINS[:5], number, BEGINNING, size >> 8, size & 255, DATA, 0, number, 0, length
-            )
+            front = _FRONT.pack(_BEGINS[:5], number, BEGINNING, size >> 8, size & 255, DATA, 0, number, 0, length)
             connection.write(b"".join((front, answer, _BACK.pack(_ENDS[:5], number, ALL_WELL))))
             connection.close(number)
         else:
@@ -174,7 +172,7 @@ class Unary:
             self.push()
 
     def push(self) -> None:
-        """As `http2.Stream.push`."""
+        """As `http2_outgoing.Stream.push`."""
         while self._out:
             sent = self._connection.send_data(self, self._number, self._out[0])
             if sent < len(self._out[0]):
@@ -211,7 +209,7 @@ class Unary:
             self._give_up(STOPPED)
 
     def lost(self) -> None:
-        """As `http2.Stream.lost`."""
+        """As `http2_outgoing.Stream.lost`."""
         self._out = []
         if not self.answered and (pending := self._settle()):
             pending.cancel()

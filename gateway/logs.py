@@ -175,7 +175,6 @@ class ServerLog:
         """Take everything that this process logs, Python's warnings too."""
         logging.getLogger().addHandler(self._handler)
         logging.captureWarnings(capture=True)
-        logging.getLogger("pygrpc_native").setLevel(logging.ERROR)  # what matters of it we say ourselves
         # It tells with a traceback of every header that is not UTF-8, of which a caller may send any number.
         logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
         self._apply()

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
-from gateway.http2 import Connection, Stream
+from gateway.http2 import Connection
 from gateway.http2_call import Call
 from gateway.http2_headers import Head
+from gateway.http2_outgoing import Stream
 from gateway.http2_unary import Unary
 from gateway.services import Services
 from gateway.status import Status
+from gateway.tls import Tls, renewing
 from gateway.transport import STOPPED, CannotListen, Method, OpenStream, Shortcut, carry, end_of
 
 _BACKLOG = 4096
@@ -39,7 +41,12 @@ class NativeTransport:
         streams: bidirectional RPCs by path.
         shortcuts: for unary RPCs, by path.
         max_message_bytes: of a request or response.
+
+    Attributes:
+        tls: encrypts connections, if it is set before `start`.
     """
+
+    tls: Tls | None = None
 
     def __init__(
         self,
@@ -71,8 +78,9 @@ class NativeTransport:
 
     async def start(self) -> None:
         """As `Transport.start`."""
+        context = renewing(self.tls) if self.tls else None
         for each in self._sockets:
-            server = await self._loop.create_server(self._connection, sock=each, backlog=_BACKLOG)
+            server = await self._loop.create_server(self._connection, sock=each, backlog=_BACKLOG, ssl=context)
             self._servers.append(server)
 
     def turn_away(self) -> None:

@@ -22,6 +22,7 @@ from gateway.loader import Loader
 from gateway.logs import AccessLog, ServerLog
 from gateway.metrics import MetricsPage, ModelReading, Reading
 from gateway.metrics_http import MetricsEndpoint
+from gateway.native import NativeTransport
 from gateway.observing import Observer
 from gateway.repository import Repository
 from gateway.servicer import SERVICE, Allowed, Servicer
@@ -137,11 +138,8 @@ class Server:
         methods, streams = servicer.methods(), servicer.streams()
         services = Services()
         self._add_services(services)
-        if self._settings.native:
-            from gateway.native import NativeTransport  # noqa: PLC0415  # an extra
-
-            return NativeTransport(services, methods, streams, servicer.shortcuts(), limit)
-        transport = GrpcioTransport(services, methods, streams, servicer.shortcuts(), limit)
+        kind = NativeTransport if self._settings.native else GrpcioTransport
+        transport = kind(services, methods, streams, servicer.shortcuts(), limit)
         transport.tls = self._settings.tls
         return transport
 
@@ -211,7 +209,7 @@ async def serve(settings: Settings, log: ServerLog) -> int:
     _on_signals(stop)
     port = await server.start()
     address = _address(settings, port)
-    carried = "native" if settings.native else "grpcio, TLS" if settings.tls else "grpcio"
+    carried = ("native" if settings.native else "grpcio") + (", TLS" if settings.tls else "")
     _log.info("listening on %s (transport %s), loading models", address, carried)
     if hint := layout.hint_if_model(settings.model_repository):
         _log.warning("%s", hint)

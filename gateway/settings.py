@@ -36,13 +36,6 @@ def _folder(path: Path) -> Path:
     return path.resolve()
 
 
-_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
-
-
-def _native_installed() -> bool:
-    return find_spec("pygrpc_native") is not None
-
-
 def tracing_installed() -> bool:
     """Whether what exports spans is there."""
     return find_spec("opentelemetry") is not None and find_spec("opentelemetry.sdk") is not None
@@ -81,8 +74,7 @@ class Settings(BaseSettings):
     )
     transport: Literal["auto", "grpcio", "native"] = Field(
         "auto",
-        description="native: HTTP/2 in Rust, faster, for callers you trust; grpcio: gRPC's own; auto: native where "
-        "it is installed and the host is this machine",
+        description="native: HTTP/2 of our own on the event loop, the faster one; grpcio: gRPC's own; auto: native",
     )
     tls_cert: Path | None = Field(
         None, description="With --tls-key: encrypt, by this certificate (PEM); a changed file is read again"
@@ -136,13 +128,8 @@ class Settings(BaseSettings):
 
     @property
     def native(self) -> bool:
-        """Whether the transport in Rust is to be used.
-
-        It makes room for whatever a message's header announces: a few bytes can end the process. So by itself it serves
-        this machine alone.
-        """
-        here = self.host in _THIS_MACHINE and not self.tls_cert  # it cannot encrypt
-        return self.transport == "native" or (self.transport == "auto" and here and _native_installed())
+        """Whether the transport of our own is to be used."""
+        return self.transport != "grpcio"
 
     @property
     def tls(self) -> Tls | None:
@@ -151,8 +138,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.transport == "native" and not _native_installed():
-            raise ValueError("--transport native: not installed: pip install 'tensorgate[native]'")
         self._check_tls()
         if self.trace_rate is not None and not tracing_installed():
             raise ValueError("--trace-rate: tracing is not installed: pip install 'tensorgate[otlp]'")
@@ -163,8 +148,6 @@ class Settings(BaseSettings):
     def _check_tls(self) -> None:
         if bool(self.tls_cert) != bool(self.tls_key) or (self.tls_client_ca and not self.tls_cert):
             raise ValueError("TLS needs --tls-cert and --tls-key; --tls-client-ca goes with them")
-        if self.tls and self.transport == "native":
-            raise ValueError("--transport native cannot encrypt: leave it out, or let a proxy do TLS")
         if self.tls:
             self.tls.check()
 

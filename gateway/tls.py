@@ -1,10 +1,13 @@
-"""The files that encrypt connections."""
+"""The files that encrypt connections. Changed ones are read again, so that renewed certificates need no restart."""
 
 from __future__ import annotations
 
+import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,60 @@ class Tls:
                 context.load_verify_locations(self.client_ca)
             except ssl.SSLError as error:
                 raise ValueError(f"{self.client_ca} holds no certificate, in PEM: {error.reason}") from error
+
+    def context(self) -> ssl.SSLContext:
+        """What Python's servers encrypt HTTP/2 with."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # as HTTP/2 demands
+        context.load_cert_chain(self.cert, self.key, password=_refuse)
+        context.set_alpn_protocols(["h2"])
+        if self.client_ca:
+            context.load_verify_locations(self.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+class Following:
+    """Whether the files have changed."""
+
+    def __init__(self, tls: Tls) -> None:
+        self._tls = tls
+        self._known = self._state()
+        self._fault = ""
+
+    def renewed(self) -> bool:
+        """Whether there are new ones since it was last asked, that can be used. One thread at a time may ask."""
+        try:
+            if (state := self._state()) == self._known:
+                return False
+            self._tls.check()
+        except (OSError, ValueError) as error:  # half written, say: the next connection looks again
+            if str(error) != self._fault:  # told once, not by every connection
+                self._fault = str(error)
+                _log.warning("TLS goes on with the former certificate: %s", error)
+            return False
+        self._known, self._fault = state, ""
+        _log.info("TLS goes on with the new %s", self._tls.cert)
+        return True
+
+    def _state(self) -> list[tuple[int, int]]:
+        files = [path.stat() for path in self._tls.files]
+        return [(file.st_mtime_ns, file.st_ino) for file in files]
+
+
+def renewing(tls: Tls) -> ssl.SSLContext:
+    """A context that each new connection begins with, and leaves for one of newer files where there are any."""
+    following = Following(tls)
+    first = latest = tls.context()
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        nonlocal latest
+        if following.renewed():
+            latest = tls.context()
+        connection.context = latest
+
+    first.sni_callback = renew  # called by every handshake, whether or not it names a server
+    return first
 
 
 def _refuse() -> str:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("transport")
 PATH = b"/inference.GRPCInferenceService/"
 QUEUE, CONNECTIONS, STREAMS = 1024, 10, 512
 """Requests that wait for a model, by default; of a client; open ones of each."""
-LIMITS = {"native": 512, "grpcio": 8192}
+LIMITS = {"native": 1024, "grpcio": 8192}
 """Requests that a connection may have open."""
 
 

@@ -1,4 +1,4 @@
-"""The HTTP/2 endpoint behind the native transport, with gRPC's own client in front of it."""
+"""The HTTP/2 of our own, with gRPC's own client in front of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import grpc
 import pytest
@@ -15,9 +14,10 @@ from grpc import Compression
 from grpc import StatusCode as Code
 from support.calls import eventually
 
-from gateway import http2_call
-from gateway.http2 import Http2Server
+from gateway import http2_messages
 from gateway.http2_call import Call
+from gateway.native import NativeTransport
+from gateway.services import Services
 from gateway.status import Status
 
 LIMIT = 8 << 20
@@ -30,26 +30,27 @@ async def echo(call: Call) -> None:
         await call.write(message)
 
 
-class Endpoint:
+class Endpoint(Services):
     """Serves on a loop in a thread of its own."""
 
-    def __init__(self, handler: Callable[[Call], Awaitable[Status | None]], socket: Path) -> None:
+    def __init__(self, handler: Callable[[Call], Awaitable[Status | None]]) -> None:
         self.running: set[Call] = set()
         self._handler = handler
-        self._socket = socket
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
-        self.server = self.do(self._start())
-        self.channel = grpc.insecure_channel(f"unix:{socket}", [("grpc.max_receive_message_length", -1)])
+        port = self.do(self._start())
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_receive_message_length", -1)])
         self.call = self.channel.stream_stream("/any/Method")
 
-    async def _start(self) -> Http2Server:
-        server = Http2Server(self._serve, LIMIT)
-        await server.start(self._socket)
-        return server
+    async def _start(self) -> int:
+        self.server = NativeTransport(self, {}, {}, {}, LIMIT)
+        port = self.server.bind("127.0.0.1:0")
+        await self.server.start()
+        return port
 
-    async def _serve(self, call: Call) -> Status | None:
+    async def serve(self, call: Call) -> Status | None:
+        """As `Services.serve`."""
         self.running.add(call)
         try:
             return await self._handler(call)
@@ -71,9 +72,9 @@ class Endpoint:
 
 
 @contextmanager
-def endpoint(handler, folder: Path) -> Iterator[Endpoint]:
+def endpoint(handler) -> Iterator[Endpoint]:
     """An endpoint that serves `handler`."""
-    served = Endpoint(handler, folder / "socket")
+    served = Endpoint(handler)
     try:
         yield served
     finally:
@@ -88,24 +89,24 @@ def ends(call) -> tuple[Code, str]:
 
 
 @pytest.mark.parametrize("compression", [Compression.NoCompression, Compression.Gzip, Compression.Deflate])
-def test_messages_of_all_sizes(tmp_path: Path, compression: Compression):
+def test_messages_of_all_sizes(compression: Compression):
     """Messages from none to millions of bytes come back whole and in order, also compressed ones."""
     sent = [bytes([number % 251]) * size for number, size in enumerate(SIZES * 3)]
-    with endpoint(echo, tmp_path) as served:
+    with endpoint(echo) as served:
         assert list(served.call(iter(sent), compression=compression, timeout=60)) == sent
 
 
-def test_many_calls_at_once(tmp_path: Path):
+def test_many_calls_at_once():
     """A hundred streams on one connection each get their own."""
-    with endpoint(echo, tmp_path) as served:
+    with endpoint(echo) as served:
         calls = [(n, served.call(iter([b"%d" % n, bytes(n * 100)] * 5), timeout=60)) for n in range(100)]
         for number, call in calls:
             assert list(call) == [b"%d" % number, bytes(number * 100)] * 5
 
 
-def test_a_message_over_the_limit(tmp_path: Path):
+def test_a_message_over_the_limit():
     """A message over the limit, packed or unpacked, ends its call with what to do; others go on."""
-    with endpoint(echo, tmp_path) as served:
+    with endpoint(echo) as served:
         going_on = threading.Event()
 
         def messages():
@@ -123,7 +124,7 @@ def test_a_message_over_the_limit(tmp_path: Path):
         assert list(beside) == [b"after"]
 
 
-def test_the_status_reaches_the_caller(tmp_path: Path):
+def test_the_status_reaches_the_caller():
     """A status and its text arrive, whatever characters it has, behind the responses before it."""
     told = "50 % of 'größe' is wrong:\n二"
 
@@ -131,27 +132,27 @@ def test_the_status_reaches_the_caller(tmp_path: Path):
         await call.write((await call.read() or b"") * 2)
         return Status(Code.FAILED_PRECONDITION, told)
 
-    with endpoint(refuse, tmp_path) as served:
+    with endpoint(refuse) as served:
         call = served.call(iter([b"x" * 1_000_000]), timeout=60)
         assert next(call) == b"x" * 2_000_000
         assert ends(call) == (Code.FAILED_PRECONDITION, told)
 
 
-def test_a_fault_of_the_handler(tmp_path: Path):
+def test_a_fault_of_the_handler():
     """What goes wrong in the server ends the call with an id, and tells nothing else."""
 
     async def fail(call: Call) -> None:
         raise KeyError("secret")
 
-    with endpoint(fail, tmp_path) as served:
+    with endpoint(fail) as served:
         code, told = ends(served.call(iter([b""]), timeout=60))
         assert code is Code.INTERNAL
         assert "secret" not in told
 
 
-def test_cancelled_and_expired_calls_leave_nothing(tmp_path: Path):
+def test_cancelled_and_expired_calls_leave_nothing():
     """A caller who cancels, or whose deadline passes, has its handler ended."""
-    with endpoint(echo, tmp_path) as served:
+    with endpoint(echo) as served:
         silence = threading.Event()
         cancelled = served.call((silence.wait(30) and b"" for _ in range(1)), timeout=60)
         expired = served.call((silence.wait(30) and b"" for _ in range(1)), timeout=0.2)
@@ -162,7 +163,7 @@ def test_cancelled_and_expired_calls_leave_nothing(tmp_path: Path):
         silence.set()
 
 
-def test_a_slow_reader_is_not_read_from(tmp_path: Path):
+def test_a_slow_reader_is_not_read_from():
     """Of a caller who reads nothing no more is taken than fits the windows; once it reads, all of it arrives."""
     taken = 0
 
@@ -171,7 +172,7 @@ def test_a_slow_reader_is_not_read_from(tmp_path: Path):
         for taken in range(1, 201):  # noqa: B007
             yield bytes(100_000)
 
-    with endpoint(echo, tmp_path) as served:
+    with endpoint(echo) as served:
         call = served.call(messages(), timeout=60)
         first = next(call)
         (running,) = served.running
@@ -180,19 +181,9 @@ def test_a_slow_reader_is_not_read_from(tmp_path: Path):
         assert len([first, *call]) == 200
 
 
-def test_a_caller_who_takes_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Responses that nobody takes do not wait for ever: callers who are gone are not always noticed otherwise."""
-    monkeypatch.setattr(http2_call, "_PATIENCE_S", 0.2)
-    with endpoint(echo, tmp_path) as served:
-        call = served.call((bytes(1_000_000) for _ in range(1000)), timeout=60)
-        eventually(lambda: served.running)
-        eventually(lambda: not served.running)
-        assert ends(call)[0] is not Code.OK
-
-
-def test_stopping_lets_calls_end(tmp_path: Path):
+def test_stopping_lets_calls_end():
     """A stop waits for calls under way and cuts off what does not end in time."""
-    with endpoint(echo, tmp_path) as served:
+    with endpoint(echo) as served:
         silence = threading.Event()
         call = served.call((silence.wait(30) and b"last" for _ in range(1)), timeout=60)
         eventually(lambda: served.running)
@@ -200,7 +191,7 @@ def test_stopping_lets_calls_end(tmp_path: Path):
         silence.set()
         assert list(call) == [b"last"]
         stopping.result(30)
-    with endpoint(echo, tmp_path) as served:
+    with endpoint(echo) as served:
         silence = threading.Event()
         call = served.call((silence.wait(30) and b"" for _ in range(1)), timeout=60)
         eventually(lambda: served.running)
@@ -217,13 +208,13 @@ def test_stopping_lets_calls_end(tmp_path: Path):
         (b"", "snappy", Code.UNIMPLEMENTED),
     ],
 )
-def test_what_cannot_be_unpacked(tmp_path: Path, packed: bytes, encoding: str, code: Code):
+def test_what_cannot_be_unpacked(packed: bytes, encoding: str, code: Code):
     """A message that claims a compression it has not, or one that nobody offers, is refused and named."""
 
     async def unpack(call: Call) -> None:
-        assert http2_call._unpacked(packed, encoding, LIMIT)
+        assert http2_messages.unpacked(packed, encoding, LIMIT)
 
-    with endpoint(unpack, tmp_path) as served:
+    with endpoint(unpack) as served:
         ended, told = ends(served.call(iter([]), timeout=60))
         assert ended is code
         assert encoding in told

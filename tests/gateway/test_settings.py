@@ -150,33 +150,6 @@ def test_wrong_settings_file_is_one_clear_line(tmp_path, line, message):
     assert result.stderr.count("\n") == 1
 
 
-WITHOUT_NATIVE = "import sys; sys.modules['pygrpc_native'] = None"
-
-
-def test_a_transport_that_is_missing_is_named(repository, tmp_path):
-    """Asked for a transport that is not installed, the server says what to install."""
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT_NATIVE)
-    serve = ("serve", "--model-repository", repository.root, "--transport", "native")
-    result = tensorgate(*serve, PYTHONPATH=str(tmp_path))
-    told = "tensorgate: --transport native: not installed: pip install 'tensorgate[native]'\n"
-    assert (result.returncode, result.stderr) == (2, told)
-
-
-@pytest.mark.parametrize(
-    ("installed", "host", "expected"),
-    [(True, "127.0.0.1", "native"), (False, "127.0.0.1", "grpcio"), (True, "0.0.0.0", "grpcio")],  # noqa: S104
-)
-def test_the_faster_transport_is_taken_where_it_is_safe(repository, tmp_path, installed, host, expected):
-    """Without a word about transports the server takes the fastest that its callers may be trusted with."""
-    if not installed:
-        (tmp_path / "sitecustomize.py").write_text(WITHOUT_NATIVE)
-    repository.add("echo", config=ECHO)
-    environment = {"PYTHONPATH": str(tmp_path), "TENSORGATE_TRANSPORT": ""}
-    with serving(repository.root, "--host", host, environment=environment) as gateway:
-        assert f"(transport {expected})" in gateway.server.log
-        assert infer(gateway, "echo").shape == (1, 4)
-
-
 @pytest.mark.parametrize("carrier", ["native", "grpcio"])
 def test_port_in_use_is_one_clear_line(repository, carrier):
     """A taken port ends the start at once with one line and exit code 1."""

@@ -198,9 +198,8 @@ def test_open_streams_do_not_hold_up_the_exit(slow):
         done.set()
 
 
-def test_calls_that_say_nothing_do_not_hold_up_the_exit(slow, monkeypatch):
+def test_calls_that_say_nothing_do_not_hold_up_the_exit(slow):
     """Callers who have begun calls and never send a message are told to go elsewhere, and cost no grace."""
-    monkeypatch.setenv("TENSORGATE_TRANSPORT", "grpcio")  # the native one cannot tell them from calls under way
     with serving(slow, *LONG_GRACE) as gateway, connect(gateway) as connection:
         begun = headers_of(b"/inference.GRPCInferenceService/ModelInfer", 1)
         connection.sendall(PREFACE + frame(SETTINGS, 0, 0, b"") + begun)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from support.server import Gateway
 
@@ -34,11 +34,11 @@ def call_of(path: bytes) -> bytes:
     return PREFACE + frame(SETTINGS, 0, 0, b"") + headers_of(path, 1, ends=True)
 
 
-def frames(connection: socket.socket) -> Iterator[tuple[int, int, bytes]]:
+def frames(connection: socket.socket) -> Generator[tuple[int, int, bytes]]:
     """Kind, stream and payload of each frame that comes, until the connection is closed."""
-    received = connection.makefile("rb")
-    while head := received.read(9):
-        yield head[3], int.from_bytes(head[5:], "big"), received.read(int.from_bytes(head[:3], "big"))
+    with connection.makefile("rb") as received:
+        while head := received.read(9):
+            yield head[3], int.from_bytes(head[5:], "big"), received.read(int.from_bytes(head[:3], "big"))
 
 
 def first_answer(connection: socket.socket) -> tuple[int, bytes]:

@@ -19,7 +19,7 @@ BASES = (REFERENCE, BARE)
 """What the others are divided by."""
 
 _LEGEND = (
-    "native, grpcio: tensorgate on either transport; echo-native, echo-grpcio: gRPC alone, bytes back; bare: ONNX "
+    "native, grpcio: tensorgate on either transport; echo-grpcio: grpc.aio alone, bytes back; bare: ONNX "
     "Runtime in a loop; triton-queue: Triton with a time-out on its queue"
 )
 _REQUIREMENTS = Path(__file__).parent / "requirements"

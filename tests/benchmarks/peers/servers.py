@@ -120,8 +120,8 @@ def _ray(folder: Path, port: int) -> Launch:
     return Launch([python, _PROGRAMS / "ray_identity.py", str(port), str(free_port())], "^ready", variables)
 
 
-def _echo(transport: str, folder: Path, port: int) -> Launch:
-    return Launch([sys.executable, _PROGRAMS / "grpc_echo.py", transport, str(port)], "^ready")
+def _echo(_: Path, port: int) -> Launch:
+    return Launch([sys.executable, _PROGRAMS / "grpc_echo.py", str(port)], "^ready")
 
 
 LAUNCHES: Mapping[str, Callable[[Path, int], Launch]] = {
@@ -130,8 +130,7 @@ LAUNCHES: Mapping[str, Callable[[Path, int], Launch]] = {
     "grpcio": lambda folder, port: _tensorgate("grpcio", folder, port),
     "mlserver": _mlserver,
     "ray": _ray,
-    "echo-native": lambda folder, port: _echo("native", folder, port),
-    "echo-grpcio": lambda folder, port: _echo("aio", folder, port),
+    "echo-grpcio": _echo,
 }
 
 

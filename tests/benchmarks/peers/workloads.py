@@ -42,7 +42,7 @@ class Workload:
 
 
 _FEW = {"x": floats()}
-_ALL = (*OURS_AND_TRITON, "mlserver", "ray", "echo-native", "echo-grpcio")
+_ALL = (*OURS_AND_TRITON, "mlserver", "ray", "echo-grpcio")
 MINILM_CALLS = Workload("minilm", MINILM, tokens(1, LENGTH), (1, 8, 16), (*OURS_AND_TRITON, BARE))
 WORKLOADS = (
     Workload("identity", IDENTITY, _FEW, (1, 8, 64), _ALL),

@@ -1,11 +1,10 @@
-"""A gRPC server that gives back the bytes of each call: `python grpc_echo.py (aio | native) PORT`."""
+"""A server of grpc.aio that gives back the bytes of each call: `python grpc_echo.py PORT`."""
 
 import asyncio
 import signal
 import sys
 
 import grpc
-import pygrpc_native.aio as native
 import uvloop
 
 _SERVICE = "inference.GRPCInferenceService"
@@ -16,12 +15,10 @@ async def _echo(message: bytes, _: grpc.aio.ServicerContext) -> bytes:
     return message
 
 
-async def _main(transport: str, port: int) -> None:
-    server = grpc.aio.server(options=_OPTIONS) if transport == "aio" else native.server(options=_OPTIONS)
+async def _main(port: int) -> None:
+    server = grpc.aio.server(options=_OPTIONS)
     handlers = {"ModelInfer": grpc.unary_unary_rpc_method_handler(_echo)}
-    # As generated stubs do: grpc.aio serves what the first adds, pygrpc-native's fast path what the second does.
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
-    server.add_registered_method_handlers(_SERVICE, handlers)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     sys.stdout.write("ready\n")
@@ -32,4 +29,4 @@ async def _main(transport: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_main(sys.argv[1], int(sys.argv[2])))
+    uvloop.run(_main(int(sys.argv[1])))
