@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hpack import Decoder
-from support.calls import ECHO, ONES, infer, request
+from support.calls import ECHO, ONES, Gate, eventually, infer, request
 from support.models import RepositoryBuilder
 from support.raw_http2 import (
     DATA,
@@ -32,6 +33,7 @@ STREAM = b"/inference.GRPCInferenceService/ModelStreamInfer"
 PING, CONTINUATION = 6, 9
 LAST, PADDED, PRIORITIZED = 1, 8, 32
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, COMPRESSION_ERROR, CALM = 1, 3, 6, 9, 11
+NATIVE = {"TENSORGATE_TRANSPORT": "native"}
 BEGINNING = PREFACE + frame(SETTINGS, 0, 0, b"")
 
 
@@ -40,10 +42,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Serves a model over the transport of our own."""
     builder = RepositoryBuilder(tmp_path_factory.mktemp("frames") / "models")
     builder.add("echo", config=ECHO)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORGATE_TRANSPORT", "native")
-        with serving(builder.root) as gateway:
-            yield gateway
+    with serving(builder.root, environment=NATIVE) as gateway:
+        yield gateway
 
 
 class Peer:
@@ -266,3 +266,27 @@ def test_a_message_announced_too_large(peer: Peer) -> None:
     assert headers["grpc-status"] == "8"
     assert "--max-message-mb" in headers["grpc-message"]
     assert peer.is_answered(3)
+
+
+def test_calls_that_cross_the_farewell(repository: RepositoryBuilder, tmp_path: Path) -> None:
+    """While the server drains, what is sent before its farewell has arrived is refused as not begun, and the rest ends."""
+    gate = Gate(tmp_path / "gate")
+    repository.add("slow", gate.files, gate.config)
+    begun = request("slow", {"x": np.ones(1, np.float32)}).SerializeToString()
+    framed = b"\0" + len(begun).to_bytes(4, "big") + begun
+    with serving(repository.root, environment=NATIVE) as gateway, connect(gateway) as connection:
+        peer = Peer(connection)
+        peer.send(BEGINNING + headers_of(PATH, 1) + frame(DATA, LAST, 1, framed))
+        eventually(gate.begun)
+        gateway.server.signal()
+        told = next(payload for kind, _, payload in peer.frames if kind == GOAWAY)
+        assert told[:4] == b"\x7f\xff\xff\xff"  # any stream may still have been on its way
+        peer.send(call(3))
+        assert next((stream, payload) for kind, stream, payload in peer.frames if kind == RESET) == (3, bytes(3) + b"\7")
+        peer.send(frame(PING, 1, 0, b"farewell"))
+        told = next(payload for kind, _, payload in peer.frames if kind == GOAWAY)
+        assert told == bytes(3) + b"\3" + bytes(4)
+        gate.open()
+        assert peer.answer(1)[0]["grpc-status"] == "0"
+        assert list(peer.frames) == []
+        assert gateway.server.wait() == 0
