@@ -11,11 +11,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
-from hpack import HPACKError
-
 from gateway.http2_frames import (
     ACK,
-    COMPRESSION_ERROR,
     CONTINUATION,
     DATA,
     DEFAULT_WINDOW,
@@ -25,10 +22,8 @@ from gateway.http2_frames import (
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
     GOAWAY,
-    HEAD,
     HEADERS,
     INITIAL_WINDOW_SIZE,
-    INTERNAL_ERROR,
     MAX_CONCURRENT_STREAMS,
     MAX_FRAME_SIZE,
     MAX_HEADER_LIST_SIZE,
@@ -36,7 +31,6 @@ from gateway.http2_frames import (
     NO_ERROR,
     PADDED,
     PING,
-    PREFACE,
     PRIORITIZED,
     PRIORITY,
     PROTOCOL_ERROR,
@@ -52,6 +46,7 @@ from gateway.http2_frames import (
     unpadded,
 )
 from gateway.http2_headers import LONGEST, LONGEST_PACKED, Head, Heads
+from gateway.http2_incoming import LARGEST_FRAME, Incoming
 from gateway.http2_outgoing import Outgoing, Stream
 
 _log = logging.getLogger(__name__)
@@ -63,7 +58,6 @@ WINDOW = 1 << 20
 """Bytes of a call that may be on their way to us, unless it says that it takes more."""
 
 _REFILL = 1 << 30
-_LARGEST_FRAME = 1 << 20
 _UNSENT = 1 << 20
 """Bytes that may wait for a peer who takes nothing; then nothing more is read from it either."""
 
@@ -72,7 +66,7 @@ _OURS = b"".join(
     for setting in (
         (MAX_CONCURRENT_STREAMS, STREAMS),
         (INITIAL_WINDOW_SIZE, WINDOW),
-        (MAX_FRAME_SIZE, _LARGEST_FRAME),
+        (MAX_FRAME_SIZE, LARGEST_FRAME),
         (MAX_HEADER_LIST_SIZE, LONGEST),
     )
 )
@@ -83,7 +77,7 @@ Open: TypeAlias = Callable[["Connection", int, Head], Stream | None]
 """Begins the call of a new stream; None if it is over already."""
 
 
-class Connection(Outgoing, asyncio.Protocol):
+class Connection(Incoming, Outgoing):
     """A peer.
 
     Args:
@@ -92,15 +86,12 @@ class Connection(Outgoing, asyncio.Protocol):
     """
 
     def __init__(self, open_stream: Open, peers: set[Connection]) -> None:
-        super().__init__()
+        Incoming.__init__(self)
+        Outgoing.__init__(self)
         self._open_stream = open_stream
         self._peers = peers
         self._heads = Heads()
-        self._unread = b""
-        self._begun = False
-        self._data: tuple[int, int, int] | None = None  # what of a frame is still to come
-        self._block: list[bytes] | None = None  # headers that go on, for the stream ...
-        self._block_of = (0, False)  # ... and whether it ends with them
+        self._block_of = (0, 0)  # stream of the headers that are not whole yet, and whether they end it
         self._latest = 0
         self._consumed = 0
         self._leaving = False  # it has been told to go elsewhere
@@ -131,86 +122,24 @@ class Connection(Outgoing, asyncio.Protocol):
             self._transport.resume_reading()
         self.push()
 
-    def data_received(self, data: bytes) -> None:
-        """As `asyncio.Protocol`'s."""
-        try:
-            if self._unread:
-                data = self._unread + data
-                self._unread = b""
-            self._unread = data[self._take(data) :]
-        except Violation as violation:
-            self._refuse(violation)
-        except HPACKError as error:
-            self._refuse(Violation(COMPRESSION_ERROR, str(error)))
-        except Exception:  # a fault of ours ends one connection, at most
-            _log.exception("a connection fails")
-            self._refuse(Violation(INTERNAL_ERROR, "internal error"))
+    def begin(self) -> None:
+        """As `Incoming.begin`."""
+        self.write(frame(SETTINGS, 0, 0, _OURS))
+        self.grant(0, MOST - DEFAULT_WINDOW)
 
-    def _take(self, data: bytes) -> int:
-        """Take frames; how many bytes have been."""
-        size = len(data)
-        at = 0
-        if not self._begun:
-            if not self._begins(data):
-                return 0
-            at = len(PREFACE)
-        if self._data:
-            at = self._more_data(data)
-        while size - at >= HEAD.size:
-            high, low, kind, flags, number = HEAD.unpack_from(data, at)
-            length = high << 8 | low
-            start = at + HEAD.size
-            end = start + length
-            if length > _LARGEST_FRAME or self._block is not None:
-                self._check(kind, length)
-            if end > size:
-                return size if self._take_part(kind, flags, number & MOST, data[start:], length) else at
-            if kind == DATA and not flags & PADDED:
-                self._receive(number & MOST, data, start, end, flags & END_STREAM)
-            elif handler := _HANDLERS.get(kind):
-                handler(self, flags, number & MOST, data[start:end])
-            at = end
-        return at
+    def turn_down(self) -> None:
+        """As `Incoming.turn_down`: browsers show what this is."""
+        self.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n")
+        self.write(b"Content-Length: %d\r\n\r\n%b" % (len(_NO_HTTP2), _NO_HTTP2))
+        self._transport.close()
 
-    def _check(self, kind: int, length: int) -> None:
-        if length > _LARGEST_FRAME:
-            raise Violation(FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-        if kind != CONTINUATION:
-            raise Violation(PROTOCOL_ERROR, "headers are interrupted")
+    def handle(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        """As `Incoming.handle`."""
+        if handler := _HANDLERS.get(kind):
+            handler(self, flags, number, payload)
 
-    def _take_part(self, kind: int, flags: int, number: int, data: bytes, length: int) -> bool:
-        """Take what has come of a frame, if it is data: a message need not wait for its frames to be whole."""
-        if kind == DATA and not flags & PADDED:
-            self._receive(number, data, 0, len(data), 0)
-            self._data = number, length - len(data), flags & END_STREAM
-            return True
-        if length > LONGEST_PACKED:
-            raise Violation(ENHANCE_YOUR_CALM, f"a frame of {length} bytes that cannot be taken in parts")
-        return False
-
-    def _begins(self, data: bytes) -> bool:
-        if data.startswith(PREFACE):
-            self._begun = True
-            self.write(frame(SETTINGS, 0, 0, _OURS))
-            self.grant(0, MOST - DEFAULT_WINDOW)
-            return True
-        if not PREFACE.startswith(data[: len(PREFACE)]):
-            self._transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n")
-            self._transport.write(b"Content-Length: %d\r\n\r\n%b" % (len(_NO_HTTP2), _NO_HTTP2))
-            self._transport.close()
-        return False
-
-    def _more_data(self, data: bytes) -> int:
-        """Take what a frame has still to bring; how many bytes."""
-        assert self._data  # noqa: S101
-        number, left, last = self._data
-        taken = min(left, len(data))
-        self._data = (number, left - taken, last) if taken < left else None
-        self._receive(number, data, 0, taken, 0 if self._data else last)
-        return taken
-
-    def _receive(self, number: int, data: bytes, start: int, end: int, last: int) -> None:
-        """Data of a stream has arrived."""
+    def receive(self, number: int, data: bytes, start: int, end: int, last: int) -> None:
+        """As `Incoming.receive`."""
         size = end - start
         self._consumed += size
         if self._consumed > _REFILL:
@@ -228,7 +157,7 @@ class Connection(Outgoing, asyncio.Protocol):
         start, end = unpadded(payload, 0, len(payload))
         padding = (len(payload) - (end - start)).to_bytes(4, "big")  # it counts, too: the peer gets it back
         self.write(frame(WINDOW_UPDATE, 0, 0, padding) + frame(WINDOW_UPDATE, 0, number, padding))
-        self._receive(number, payload, start, end, flags & END_STREAM)
+        self.receive(number, payload, start, end, flags & END_STREAM)
 
     def _headers(self, flags: int, number: int, payload: bytes) -> None:
         start, end = unpadded(payload, 0, len(payload)) if flags & PADDED else (0, len(payload))
@@ -238,17 +167,17 @@ class Connection(Outgoing, asyncio.Protocol):
         if flags & END_HEADERS:
             self._begin(number, block, ended=bool(flags & END_STREAM))
         else:
-            self._block, self._block_of = [block], (number, bool(flags & END_STREAM))
+            self.block, self.block_of = [block], (number, flags & END_STREAM)
 
     def _continuation(self, flags: int, number: int, payload: bytes) -> None:
-        if self._block is None or number != self._block_of[0]:
+        if self.block is None or number != self._block_of[0]:
             raise Violation(PROTOCOL_ERROR, "headers go on that have not begun")
-        self._block.append(payload)
-        if sum(map(len, self._block)) > LONGEST_PACKED or len(self._block) > 64:
+        self.block.append(payload)
+        if sum(map(len, self.block)) > LONGEST_PACKED or len(self.block) > 64:
             raise Violation(ENHANCE_YOUR_CALM, "headers without end")
         if flags & END_HEADERS:
-            block, self._block = b"".join(self._block), None
-            self._begin(number, block, ended=self._block_of[1])
+            block, self.block = b"".join(self.block), None
+            self._begin(number, block, ended=self._block_of[1] > 0)
 
     def _begin(self, number: int, block: bytes, *, ended: bool) -> None:
         head = self._heads.read(block)
@@ -292,7 +221,7 @@ class Connection(Outgoing, asyncio.Protocol):
             elif key == MAX_FRAME_SIZE:
                 if not 1 << 14 <= value < 1 << 24:
                     raise Violation(PROTOCOL_ERROR, f"frames of {value} bytes")
-                self.largest_frame = min(value, _LARGEST_FRAME)
+                self.largest_frame = min(value, LARGEST_FRAME)
         self.write(frame(SETTINGS, ACK, 0, b""))
         self.push()
 
@@ -358,7 +287,8 @@ class Connection(Outgoing, asyncio.Protocol):
         """Close now."""
         self._transport.abort()
 
-    def _refuse(self, violation: Violation) -> None:
+    def refuse(self, violation: Violation) -> None:
+        """As `Incoming.refuse`."""
         _log.debug("a connection is closed: %s", violation)
         self._farewell(self._latest, violation.code, str(violation))
         self._transport.close()

@@ -235,8 +235,7 @@ def test_who_sends_more_than_asked_for(peer: Peer) -> None:
     unread = b"\0" + (1 << 20).to_bytes(4, "big")
     peer.send(BEGINNING + headers_of(STREAM, 1) + frame(DATA, 0, 1, unread))
     with pytest.raises(ConnectionError):
-        for _ in range(1000):
-            peer.send(frame(DATA, 0, 1, bytes(1 << 16)))
+        peer.send(frame(DATA, 0, 1, bytes(1 << 16)) * 1000)
 
 
 def test_floods_of_frames(peer: Peer) -> None:
@@ -269,7 +268,7 @@ def test_a_message_announced_too_large(peer: Peer) -> None:
 
 
 def test_calls_that_cross_the_farewell(repository: RepositoryBuilder, tmp_path: Path) -> None:
-    """While the server drains, what is sent before its farewell has arrived is refused as not begun, and the rest ends."""
+    """While the server drains, what is sent before its farewell has arrived is refused as not begun; the rest ends."""
     gate = Gate(tmp_path / "gate")
     repository.add("slow", gate.files, gate.config)
     begun = request("slow", {"x": np.ones(1, np.float32)}).SerializeToString()
@@ -282,7 +281,10 @@ def test_calls_that_cross_the_farewell(repository: RepositoryBuilder, tmp_path: 
         told = next(payload for kind, _, payload in peer.frames if kind == GOAWAY)
         assert told[:4] == b"\x7f\xff\xff\xff"  # any stream may still have been on its way
         peer.send(call(3))
-        assert next((stream, payload) for kind, stream, payload in peer.frames if kind == RESET) == (3, bytes(3) + b"\7")
+        assert next((stream, payload) for kind, stream, payload in peer.frames if kind == RESET) == (
+            3,
+            bytes(3) + b"\7",
+        )
         peer.send(frame(PING, 1, 0, b"farewell"))
         told = next(payload for kind, _, payload in peer.frames if kind == GOAWAY)
         assert told == bytes(3) + b"\3" + bytes(4)
