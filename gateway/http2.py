@@ -167,7 +167,7 @@ class Connection(Incoming, Outgoing):
         if flags & END_HEADERS:
             self._begin(number, block, ended=bool(flags & END_STREAM))
         else:
-            self.block, self.block_of = [block], (number, flags & END_STREAM)
+            self.block, self._block_of = [block], (number, flags & END_STREAM)
 
     def _continuation(self, flags: int, number: int, payload: bytes) -> None:
         if self.block is None or number != self._block_of[0]:
