@@ -1,4 +1,6 @@
-"""Requests through a gateway's servicer without a transport, for callgrind to count: `benchmarks.instructions` runs it.
+"""Requests through a gateway's servicer, for callgrind to count: `benchmarks.instructions` runs it.
+
+Most kinds go without a transport; one comes over HTTP/2 of our own, from this same process.
 
 `python -m benchmarks.counted REPOSITORY COUNT...` sends each kind of request so many times, COUNT by COUNT. A call of
 `os.getloadavg`, which nothing else here makes, comes before the first and after each.
@@ -13,17 +15,23 @@ import sys
 from collections.abc import Awaitable, Callable
 from math import inf
 from pathlib import Path
+from typing import cast
 
 import uvloop
+from hpack import Encoder, NeverIndexedHeaderTuple
 
 from backends.registry import Registry
 from benchmarks.models import echo, floats
+from gateway import http2_frames as http2
 from gateway.cache import ResponseCache
+from gateway.http2_headers import ALL_WELL
 from gateway.loader import Loader
 from gateway.logs import ServerLog
+from gateway.native import NativeTransport
 from gateway.observing import Observer
 from gateway.repository import Repository
 from gateway.servicer import Allowed, Servicer
+from gateway.services import Services
 from gateway.settings import Settings
 from gateway.state import ServerState
 from gateway.status import Status
@@ -35,6 +43,12 @@ from tensorgate_client import encode_infer_request
 _PLAIN, _CACHED = "echo", "kept"
 _UNARY, _STREAMED = "/inference.GRPCInferenceService/ModelInfer", "/inference.GRPCInferenceService/ModelStreamInfer"
 _AT_ONCE = 8
+_HEADERS = bytes(
+    Encoder().encode(
+        NeverIndexedHeaderTuple(*header)
+        for header in ((":method", "POST"), (":path", _UNARY), ("content-type", "application/grpc"), ("te", "trailers"))
+    )
+)
 
 
 class _Requests:
@@ -57,10 +71,42 @@ class _Requests:
         self.answered += b"error" not in message
 
 
+class _Caller(asyncio.Protocol):
+    """The other end of a connection: sends a call, and the next one when it has been answered."""
+
+    def __init__(self, message: bytes, count: int) -> None:
+        self._framed = b"\0" + len(message).to_bytes(4, "big") + message
+        self._number, self._end = -1, 2 * count
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As `asyncio.Protocol`'s."""
+        self._transport = cast("asyncio.Transport", transport)
+        more = (http2.MOST - http2.DEFAULT_WINDOW).to_bytes(4, "big")
+        settings = http2.frame(http2.SETTINGS, 0, 0, b"") + http2.frame(http2.WINDOW_UPDATE, 0, 0, more)
+        self._transport.write(http2.PREFACE + settings)
+        self._call()
+
+    def data_received(self, data: bytes) -> None:
+        """As `asyncio.Protocol`'s."""
+        if data.endswith(ALL_WELL):
+            self._call()
+
+    def _call(self) -> None:
+        self._number += 2
+        if self._number > self._end:
+            self._transport.close()
+            self.done.set_result(None)
+            return
+        headers = http2.frame(http2.HEADERS, http2.END_HEADERS, self._number, _HEADERS)
+        self._transport.write(headers + http2.frame(http2.DATA, http2.END_STREAM, self._number, self._framed))
+
+
 class _Sender:
     """Sends requests of one kind through a servicer, and holds it to answering them."""
 
     def __init__(self, servicer: Servicer) -> None:
+        self._servicer = servicer
         self._infer = servicer.methods()[_UNARY]
         self._known = servicer.shortcuts()[_UNARY]
         self._open = servicer.streams()[_STREAMED]
@@ -92,6 +138,17 @@ class _Sender:
         if status or call.answered != count:
             raise SystemExit(f"{model}: {call.answered} of {count} messages answered, then {status}")
 
+    async def over_http2(self, model: str, count: int) -> None:
+        """One after the other, over a connection."""
+        methods, shortcuts = self._servicer.methods(), self._servicer.shortcuts()
+        transport = NativeTransport(Services(), methods, {}, shortcuts, 1 << 20)
+        port = transport.bind("127.0.0.1:0")
+        await transport.start()
+        loop = asyncio.get_running_loop()
+        _, caller = await loop.create_connection(lambda: _Caller(_message(model), count), "127.0.0.1", port)
+        await asyncio.wait_for(caller.done, 60)
+        await transport.stop(None)
+
 
 def _message(model: str) -> bytes:
     return encode_infer_request(model, {"x": floats()}).SerializeToString()
@@ -102,6 +159,7 @@ KINDS: dict[str, tuple[Callable[[_Sender, str, int], Awaitable[None]], str]] = {
     f"identity, {_AT_ONCE} in flight": (_Sender.at_once, _PLAIN),
     "cache hit": (_Sender.unary, _CACHED),
     "stream message": (_Sender.streamed, _PLAIN),
+    "cache hit over HTTP/2, both ends": (_Sender.over_http2, _CACHED),
 }
 """What is sent, in order, and to which model."""
 
