@@ -131,7 +131,7 @@ class Connection(Incoming, Outgoing):
         """As `Incoming.turn_down`: browsers show what this is."""
         self.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n")
         self.write(b"Content-Length: %d\r\n\r\n%b" % (len(_NO_HTTP2), _NO_HTTP2))
-        self._transport.close()
+        self.finish()
 
     def handle(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         """As `Incoming.handle`."""
@@ -255,7 +255,7 @@ class Connection(Incoming, Outgoing):
         self.streams.pop(number, None)
         self._waiting.pop(number, None)
         if self._left and not self.streams:
-            self._transport.close()
+            self.finish()
 
     def leave(self) -> None:
         """Open no further streams, and close when the last one is over.
@@ -273,7 +273,7 @@ class Connection(Incoming, Outgoing):
             self._left = True
             self._farewell(self._latest, NO_ERROR)
             if not self.streams:
-                self._transport.close()
+                self.finish()
 
     def _farewell(self, latest: int, code: int, told: str = "") -> None:
         self.write(frame(GOAWAY, 0, 0, latest.to_bytes(4, "big") + code.to_bytes(4, "big") + told.encode()))
@@ -281,6 +281,11 @@ class Connection(Incoming, Outgoing):
     def end(self) -> None:
         """Close as soon as what has been sent has left."""
         self._leave_now()
+        self.finish()
+
+    def finish(self) -> None:
+        """Close behind what has been written."""
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -291,7 +296,7 @@ class Connection(Incoming, Outgoing):
         """As `Incoming.refuse`."""
         _log.debug("a connection is closed: %s", violation)
         self._farewell(self._latest, violation.code, str(violation))
-        self._transport.close()
+        self.finish()
         self.drop()
 
 

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from gateway.http2_frames import DATA, DEFAULT_WINDOW, END_HEADERS, HEAD, HEADERS, RESET, WINDOW_UPDATE, frame
 
+_FEW, _MANY = 1 << 16, 1 << 20
+"""Bytes that are copied into one piece, and that wait for others."""
+
 
 class Stream(Protocol):
     """One call, as its connection sees it.
@@ -52,17 +55,41 @@ class Outgoing:
         self.largest_frame = 1 << 14
         self.may_write = True
         self._waiting: dict[int, Stream] = {}
-        self._scheduled = False
+        self._pushing = False
+        self._out: list[bytes | memoryview] = []
+        self._out_size = 0
+        self._flushing = False
 
     @property
     def unsent(self) -> bool:
         """Whether something waits to leave."""
-        return self._transport.get_write_buffer_size() > 0
+        return bool(self._out) or self._transport.get_write_buffer_size() > 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send frames, whatever the windows: whoever calls has seen to them."""
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        """Send frames, whatever the windows: whoever calls has seen to them.
+
+        They leave together with whatever else is written at this moment: a system call for each would cost as much as
+        all that is done for a small answer.
+        """
+        self._out.append(data)
+        self._out_size += len(data)
+        if self._out_size > _MANY:
+            self.flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hand over what has been written."""
+        self._flushing = False
+        out, self._out, size = self._out, [], self._out_size
+        self._out_size = 0
+        if not out or self._transport.is_closing():
+            return
+        if size <= _FEW:
+            self._transport.write(b"".join(out))
+        else:
+            self._transport.writelines(out)
 
     def send_headers(self, number: int, block: bytes, *, ended: bool) -> None:
         """Send a block of headers, or the last one."""
@@ -98,12 +125,12 @@ class Outgoing:
 
     def push(self) -> None:
         """Have all push that wait, once everything that has arrived is taken: not for every byte of a window."""
-        if self._waiting and not self._scheduled:
-            self._scheduled = True
+        if self._waiting and not self._pushing:
+            self._pushing = True
             self._loop.call_soon(self._push)
 
     def _push(self) -> None:
-        self._scheduled = False
+        self._pushing = False
         waiting, self._waiting = self._waiting, {}
         for stream in waiting.values():
             stream.push()
@@ -121,6 +148,7 @@ class Outgoing:
     def drop(self) -> None:
         """Forget what waits: nobody takes it any more."""
         self.may_write = False
+        self._out.clear()
         self._waiting.clear()
         streams, self.streams = self.streams, {}
         for stream in streams.values():
