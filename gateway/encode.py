@@ -27,6 +27,7 @@ class Encoder:
         self._name = name
         self._version = str(version)
         self._heads: dict[Hashable, tuple[bytes, ...]] = {}
+        self._latest: tuple[Hashable, tuple[bytes, ...]] = ((), ())
 
     def encode(self, request: InferenceRequest, outputs: Mapping[str, Array], request_id: str = "") -> bytes:
         """A serialized ModelInferResponse with the requested outputs.
@@ -43,12 +44,14 @@ class Encoder:
         if request.typed:
             return framing.append_id(self._described(request, arrays).SerializeToString(), request_id)
         alike = request.outputs, *[(array.dtype, array.shape) for array in arrays]
-        heads = self._heads.get(alike)
+        heads = self._latest[1] if alike == self._latest[0] else self._heads.get(alike)  # comparing beats hashing
         raw = [to_raw(array) for array in arrays]
         if heads is None:
             heads = self._describe(request, arrays, raw)
             if not any(array.dtype.hasobject for array in arrays):
                 self._remember(alike, heads)
+        else:
+            self._latest = alike, heads
         parts: list[Raw] = [heads[0]]
         if request_id:
             parts.append(framing.id_field(request_id))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from backends.base import Array
 from gateway.digest import Question, question
 from gateway.message import Message
 from gateway.request import InferenceRequest, Stages
@@ -26,13 +25,18 @@ _LONGEST_HEAD = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """Where an input's raw contents are, counted from the head's beginning, and what they are to the runtime."""
+    """Where an input's raw contents are, counted from the head's beginning, and what they are to the runtime.
+
+    Attributes:
+        unaligned: bits of an address that are 0 where such values may lie. A message's own address has all of them 0.
+    """
 
     name: str
     start: int
     end: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    unaligned: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,11 @@ class Head:
         """As `decode.decode_tensors`, with nothing left to check."""
         data, rest = message.data, message.rest
         for own in self.contents:
-            array: Array = np.ndarray(own.shape, own.dtype, data, rest + own.start)
-            request.inputs[own.name] = array if array.flags.aligned else array.copy()
+            start = rest + own.start
+            if start & own.unaligned:
+                request.inputs[own.name] = np.ndarray(own.shape, own.dtype, data[start : rest + own.end])
+            else:
+                request.inputs[own.name] = np.ndarray(own.shape, own.dtype, data, start)
         request.stages.decode = time.perf_counter_ns()
 
     def question(self, message: Message) -> Question:
@@ -143,7 +150,9 @@ def _head(message: Message, request: InferenceRequest) -> Head | None:
         marks.append((at, mark))
         start = at + len(mark)
         array = request.inputs[tensor.name]
-        contents.append(_Contents(tensor.name, start, start + size, array.dtype, array.shape))
+        contents.append(
+            _Contents(tensor.name, start, start + size, array.dtype, array.shape, array.dtype.alignment - 1)
+        )
         at, mark = start + size, b""
     known = InferenceRequest(
         "",

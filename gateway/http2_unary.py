@@ -161,7 +161,8 @@ class Unary:
     def _respond(self, answer: bytes) -> None:
         connection, number, length = self._connection, self._number, len(answer)
         size = length + PREFIX.size
-        if length <= _SMALL and size <= connection.room(self):
+        room = connection.first_window + self.window  # as `Outgoing.room`, for speed
+        if length <= _SMALL and size <= room and size <= connection.window and connection.may_write:
             connection.window -= size
             front = _FRONT.pack(_BEGINS[:5], number, BEGINNING, size >> 8, size & 255, DATA, 0, number, 0, length)
             connection.write(b"".join((front, answer, _BACK.pack(_ENDS[:5], number, ALL_WELL))))

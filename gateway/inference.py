@@ -95,13 +95,13 @@ class Inference:
         except Exception as error:  # it cannot be sent
             self.set_exception(error)
             return
-        self._model.stats.computed(self._stages)
+        self._stages.executed()
         self._answer(response)
 
     def set_response(self, response: bytes) -> None:
         """Answer with a response without an id, which the cache has kept."""
         if self._stages.outcome == "miss":
-            self._model.stats.computed(self._stages)
+            self._stages.executed()
         self._answer(framing.append_id(response, self._request.id))
 
     def _answer(self, response: bytes) -> None:

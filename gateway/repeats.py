@@ -40,7 +40,7 @@ class Repeats:
 
         One thread at a time may ask, whichever it is; all else belongs to the event loop.
         """
-        known = self._known.get(data) if len(data) <= _LONGEST else None
+        known = self._known.get(data) if self._known and len(data) <= _LONGEST else None
         if known is None:
             return None
         received = time.perf_counter_ns()

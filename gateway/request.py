@@ -37,6 +37,11 @@ class Stages:
     outcome: str = ""
     span: Ids | None = None
 
+    def executed(self) -> None:
+        """Take over from the execution when it began and ended."""
+        if self.execution:
+            self.queue, self.execute = self.execution.started_ns, self.execution.finished_ns
+
     @property
     def passed(self) -> int:
         """How many have ended."""
