@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ IS_RTX = _name == "tensorrt_rtx"
 """Whether kernels are compiled where they run, when a shape is first seen, and not when the engine is built."""
 
 VERSION = f"{_name} {trt.__version__}"
+
+_WHERE = re.compile(r"^(?:\[[^]]*\]|\S+:) Error Code \d+: |\s*\bIn \S+ at \S+:\d+\s*")
+"""What its errors say of its own source: "[file::function::line] Error Code 1: ... In function at file:line"."""
 
 _DTYPES: dict[str, Any] = {
     "FLOAT": np.float32,
@@ -80,8 +84,9 @@ class Errors(trt.IErrorRecorder):  # type: ignore[misc]  # the library carries n
 
 
 def one_line(texts: Sequence[str]) -> str:
-    """The first of the texts; the library repeats itself, and the first say most."""
-    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in texts[:3])) or "it does not say why"
+    """The first of the texts, without what is for the library's authors; it repeats itself, and the first say most."""
+    told = (_WHERE.sub("", " ".join(text.split())) for text in texts[:3])
+    return "; ".join(dict.fromkeys(told)) or "it does not say why"
 
 
 def tensor_spec(name: str, dtype: Any, shape: Any) -> TensorSpec:

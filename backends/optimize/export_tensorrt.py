@@ -37,7 +37,7 @@ class TensorRtEngine:
         """Build the engine.
 
         Raises:
-            TechniqueFailed: the library does not take the file, or a GPU that is there gives something else.
+            TechniqueFailed: the library does not take the file, or the engine gives something else on this GPU.
         """
         from backends.tensorrt import TensorRtBackend  # noqa: PLC0415  # needs the library
         from backends.tensorrt_build import Recipe as EngineRecipe  # noqa: PLC0415
@@ -52,8 +52,10 @@ class TensorRtEngine:
         except LoadError as error:
             raise TechniqueFailed(str(error)) from error
         artifact = Artifact(file, "tensorrt", max_batch_size=_ROWS)
-        if unusable := TensorRtBackend().obstacle(model, "cuda"):
-            note = f"{self.name}: built, not executed: {unusable}."
+        try:
+            TensorRtBackend().load(replace(model, file=file)).close()
+        except LoadError as error:  # for want of a GPU that the library supports: another machine may have one
+            note = f"{self.name}: built, not executed: {error}."
         else:
             with opened(source, recipe) as original:
                 worst = checked(artifact, lambda inputs: original(arrays(inputs)), recipe, _TOLERANCE)

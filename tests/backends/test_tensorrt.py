@@ -100,8 +100,8 @@ def test_a_damaged_plan(content: bytes, backend: Any) -> None:
 
     with pytest.raises(LoadError, match=r"^tensorrt_rtx \S+ does not load the engine on the GPU: .{20,}") as caught:
         open_engine(content, "the GPU", ())
-    assert "it does not say why" not in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for unwanted in ("it does not say why", "\n", "Error Code", ".cpp"):
+        assert unwanted not in str(caught.value)
 
 
 @pytest.mark.parametrize(
