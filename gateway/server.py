@@ -126,6 +126,7 @@ class Server:
             cache_max_bytes=self._cache.max_bytes,
             cache_evictions=self._cache.evictions,
             spans_dropped=self._traces.dropped,
+            servers={(model.name, str(model.version)): found for model in ready if (found := model.runtime.servers)},
         )
 
     async def _assemble(self) -> Transport:

@@ -15,7 +15,8 @@ from gateway.remote.failures import judge, said
 from gateway.remote.fleet import Fleet
 from gateway.remote.messages import encode_request
 from gateway.remote.options import Options, addresses
-from gateway.remote.server import Server, ServerReading
+from gateway.remote.reading import ServerReading
+from gateway.remote.server import Server
 from tensorgate_client.framing import parse_infer_response
 from tensorgate_client.tensors import decode_infer_response
 

@@ -13,7 +13,8 @@ from threading import Condition, Event, Thread
 from backends.base import LoadError, NotReachable, Signature
 from gateway.errors import ModelNotReady
 from gateway.remote.options import Options
-from gateway.remote.server import Server, ServerReading
+from gateway.remote.reading import ServerReading
+from gateway.remote.server import Server
 
 _log = logging.getLogger(__name__)
 

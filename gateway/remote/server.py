@@ -12,6 +12,7 @@ import grpc
 from backends.base import LoadError, Signature
 from gateway.remote.failures import said
 from gateway.remote.options import Options
+from gateway.remote.reading import ServerReading
 from gateway.remote.signatures import signature_of
 from tensorgate_client.wire import inference_pb2 as pb
 from tensorgate_client.wire.inference_pb2_grpc import GRPCInferenceServiceStub
@@ -20,24 +21,6 @@ _PROBE_S = 5.0
 _REST_S, _LONGEST_REST_S = 0.1, 5.0
 
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerReading:
-    """A server as the metrics show it.
-
-    Attributes:
-        address: "host:port".
-        healthy: whether it is sent batches.
-        in_flight: batches that it has.
-        calls, failures: batches that it was sent, and those of them that it did not answer well.
-    """
-
-    address: str
-    healthy: bool
-    in_flight: int
-    calls: int
-    failures: int
 
 
 @dataclass(slots=True, eq=False)
