@@ -12,7 +12,7 @@ from gateway.repository import Repository
 _log = logging.getLogger(__name__)
 
 
-_RETRY_S = 5.0
+_RETRY_S = 2.0
 """Between attempts to load what did not load for want of something elsewhere."""
 
 

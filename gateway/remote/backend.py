@@ -122,7 +122,7 @@ class RemoteInstance:
 
     def _failed(self, server: Server, error: grpc.RpcError, deadline: float, *, first: bool) -> None:
         """Note that a server has failed; raise what it means unless another is to be tried."""
-        verdict, idempotent = judge(error, server.address), self._options.idempotent
+        verdict, idempotent = judge(error, server.address, self._options.model), self._options.idempotent
         if verdict.lost:
             self._fleet.lost(server, said(error))
         elif verdict.rests:

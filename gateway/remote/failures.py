@@ -56,11 +56,17 @@ _MEANINGS: Mapping[StatusCode, _Meaning] = {
 }
 
 
-def judge(error: grpc.RpcError, address: str) -> Verdict:
-    """The verdict on a call to a server."""
+def judge(error: grpc.RpcError, address: str, model: str) -> Verdict:
+    """The verdict on a call.
+
+    Args:
+        error: that it ended with.
+        address: of the server.
+        model: as it is called there.
+    """
     code, text = error.code(), _text(error)
     if code in (StatusCode.INVALID_ARGUMENT, StatusCode.OUT_OF_RANGE):
-        return Verdict(InvalidInput(text))
+        return Verdict(InvalidInput(text.removeprefix(f"model '{model}': ")))  # callers may know it by another name
     if code is StatusCode.RESOURCE_EXHAUSTED and any(words in text for words in _TOO_LARGE):
         return Verdict(InvalidInput(f"too large for the server that it runs on: {text}"))
     if meaning := _MEANINGS.get(code):

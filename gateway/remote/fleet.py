@@ -157,12 +157,19 @@ class Fleet:
         return "" if signature == known else f"its model differs from the others': {signature}, {known}"
 
     def _note(self, server: Server, problem: str) -> None:
-        """Take over what is known of a server; the log tells of changes."""
+        """Take over what is known of a server."""
         former, server.problem = server.problem, problem
-        if problem and not former:
-            _log.warning("model %s: server %s is not used: %s", self._name, server.address, problem)
-        elif former and not problem:
-            _log.info("model %s: server %s is used", self._name, server.address)
-        if problem and all(other.problem for other in self._servers) and not former:
+        if problem and not former and all(other.problem for other in self._servers):
             self._lost_at = time.monotonic()
+        if self._signature:  # else the model does not load, and that says it all
+            for each in self._servers:
+                self._tell(each)
         self._changed.notify_all()
+
+    def _tell(self, server: Server) -> None:
+        """Say in the log what has changed."""
+        used = not server.problem
+        if server.probed and server.told is not used:
+            server.told = used
+            level, how = (logging.INFO, "used") if used else (logging.WARNING, f"not used: {server.problem}")
+            _log.log(level, "model %s: server %s is %s", self._name, server.address, how)

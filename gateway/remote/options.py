@@ -101,26 +101,31 @@ def _timeout_s(source: ModelSource) -> float:
 
 
 def _credentials(source: ModelSource) -> grpc.ChannelCredentials | None:
-    ca, cert, key, token = (_file(source, name) for name in (_CA, _CERT, _KEY, _TOKEN))
     if not switch(source, _TLS, default=False):
         needs = [name for name in (_CA, _CERT, _KEY, _TOKEN) if source.parameters.get(name)]
         if needs:
             raise LoadError(f"parameter '{needs[0]}' is for encrypted connections: add '{_TLS}' with the value 'true'")
         return None
+    ca, cert, key, token = (_file(source, name) for name in (_CA, _CERT, _KEY, _TOKEN))
     try:
         credentials = TLS(ca, cert, key).credentials()
-        if token is None:
-            return credentials
-        token.read_text()
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise LoadError(f"parameters of '{_TLS}': {error}") from error
+    if token is None:
+        return credentials
     return grpc.composite_channel_credentials(credentials, grpc.metadata_call_credentials(_Token(token)))
 
 
 def _file(source: ModelSource, name: str) -> Path | None:
     """A file that a parameter names, relative to the model's folder."""
-    text = source.parameters.get(name, "").strip()
-    return source.directory.parent / text if text else None
+    if not (text := source.parameters.get(name, "").strip()):
+        return None
+    path = source.directory.parent / text
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise LoadError(f"parameter '{name}': {text}: {error.strerror}") from error
+    return path
 
 
 class _Token(grpc.AuthMetadataPlugin):

@@ -32,6 +32,7 @@ class Server:
         channel: to it.
         problem: why it is sent nothing; "" while it is.
         probed: whether it has been asked at all.
+        told: whether it is used, as the log has it; None if that has said nothing yet.
         in_flight, calls, failures: as `ServerReading`.
         in_a_row: failures since it last answered.
         turn: when it was last chosen, as a number that grows.
@@ -43,6 +44,7 @@ class Server:
     channel: grpc.Channel
     problem: str = "not asked yet"
     probed: bool = False
+    told: bool | None = None
     in_flight: int = 0
     calls: int = 0
     failures: int = 0
