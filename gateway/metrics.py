@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -67,7 +67,7 @@ class Reading:
     cache_max_bytes: int
     cache_evictions: int
     spans_dropped: int
-    servers: Servers
+    servers: Servers = field(default_factory=dict)
 
 
 class MetricsPage:

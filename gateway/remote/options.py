@@ -21,8 +21,7 @@ _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):([0-9]{1,5})")
 _TIMEOUT_S = 60.0
 
 # Probed every second, they are needed again soon: gRPC would wait for up to two minutes before it connects again.
-_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.min_reconnect_backoff_ms", 200))
-_LONGEST_BACKOFF = "grpc.max_reconnect_backoff_ms", 2_000
+_BACKOFF = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,7 @@ class Options:
 
     def channel(self, address: str) -> grpc.Channel:
         """A channel to one of the servers; it connects when it is used."""
-        given = dict(channel_options(address, retry=False)) | dict((*_OPTIONS, _LONGEST_BACKOFF))
-        options = list(given.items())
+        options = list((dict(channel_options(address, retry=False)) | _BACKOFF).items())
         if self.credentials is None:
             return grpc.insecure_channel(address, options)
         return grpc.secure_channel(address, self.credentials, options)
