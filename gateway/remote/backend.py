@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
-from backends.base import Array, Context, LoadError, ModelSource, Signature
-from gateway.errors import DeadlineExceeded
+from backends.base import Array, Context, InvalidInput, LoadError, ModelSource, Signature
+from gateway.errors import DeadlineExceeded, ExecutionFailed, GatewayError
 from gateway.remote.failures import judge, said
 from gateway.remote.fleet import Fleet
 from gateway.remote.messages import encode_request
@@ -31,7 +31,8 @@ class RemoteBackend:
         urls: "host-a:8001, host-b:8001": the servers.
         model, version: what it is called there; default: the same name, and the version that the server chooses.
         timeout_s: how long a batch may take at most; default 60.
-        idempotent: false: a batch whose connection broke is not sent to another server; default true.
+        idempotent: false: a batch whose connection broke is not sent again, and one that a server failed on is not
+            tried apart; default true.
         tls: true: encrypted connections; default false.
         tls_ca, tls_cert, tls_key: PEM files: who vouches for the servers, and who the gateway is to them.
         token_file: a file with a bearer token to send along, over encrypted connections alone.
@@ -123,15 +124,16 @@ class RemoteInstance:
     def _failed(self, server: Server, error: grpc.RpcError, deadline: float, *, first: bool) -> None:
         """Note that a server has failed; raise what it means unless another is to be tried."""
         verdict, idempotent = judge(error, server.address, self._options.model), self._options.idempotent
-        if verdict.lost:
-            self._fleet.lost(server, said(error))
-        elif verdict.rests:
-            self._fleet.rests(server)
-        else:
-            self._fleet.answered(server)
         # Its time may be up for those who were there in the beginning, and not for others who have joined them since.
         over = isinstance(verdict.error, DeadlineExceeded) and time.perf_counter() >= deadline
-        if not (first and verdict.elsewhere(idempotent=idempotent)) and not (over and idempotent):
+        if verdict.fault:
+            self._fleet.failed(server, said(error) if verdict.lost else "", rests=not over)
+        else:
+            self._fleet.answered(server)
+        again = (first and verdict.elsewhere(idempotent=idempotent)) or (over and idempotent)
+        if not again and not idempotent and not isinstance(verdict.error, (GatewayError, InvalidInput)):
+            raise ExecutionFailed("it failed on this request") from verdict.error  # so that nobody tries it apart
+        if not again:
             raise verdict.error from error
 
     def close(self) -> None:

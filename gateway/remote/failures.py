@@ -22,13 +22,13 @@ class Verdict:
     Attributes:
         error: for those who wait.
         lost: whether to send the server nothing more until it says that it is ready.
-        rests: whether to pass it over for a moment.
+        fault: whether that is the server's, and not the caller's.
         executed: whether the batch may have been executed all the same.
     """
 
     error: Exception
     lost: bool = False
-    rests: bool = False
+    fault: bool = True
     executed: bool = True
 
     def elsewhere(self, *, idempotent: bool) -> bool:
@@ -66,13 +66,14 @@ def judge(error: grpc.RpcError, address: str, model: str) -> Verdict:
     """
     code, text = error.code(), _text(error)
     if code in (StatusCode.INVALID_ARGUMENT, StatusCode.OUT_OF_RANGE):
-        return Verdict(InvalidInput(text.removeprefix(f"model '{model}': ")))  # callers may know it by another name
+        return Verdict(
+            InvalidInput(text.removeprefix(f"model '{model}': ")), fault=False
+        )  # callers may know it by another name
     if code is StatusCode.RESOURCE_EXHAUSTED and any(words in text for words in _TOO_LARGE):
-        return Verdict(InvalidInput(f"too large for the server that it runs on: {text}"))
+        return Verdict(InvalidInput(f"too large for the server that it runs on: {text}"), fault=False)
     if meaning := _MEANINGS.get(code):
-        lost = meaning.lost
-        return Verdict(meaning.kind(meaning.text), lost, rests=not lost, executed=meaning.executed)
-    return Verdict(RuntimeError(f"{address}: {said(error)}"), rests=True)
+        return Verdict(meaning.kind(meaning.text), meaning.lost, executed=meaning.executed)
+    return Verdict(RuntimeError(f"{address}: {said(error)}"))
 
 
 def said(error: grpc.RpcError) -> str:

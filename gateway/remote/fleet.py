@@ -101,18 +101,22 @@ class Fleet:
             server.in_a_row = 0
             server.answered = time.monotonic()
 
-    def rests(self, server: Server) -> None:
-        """It has failed, and is passed over for a moment."""
-        with self._changed:
-            server.rest(time.monotonic())
+    def failed(self, server: Server, lost: str = "", *, rests: bool = True) -> None:
+        """It has failed on a batch.
 
-    def lost(self, server: Server, problem: str) -> None:
-        """It is of no use until it says otherwise."""
+        Args:
+            server: which.
+            lost: why it is of no use until it says otherwise, if that is so.
+            rests: whether it is passed over for a moment.
+        """
         with self._changed:
             server.failures += 1
-            server.failed = time.monotonic()
-            self._note(server, problem)
-        self._looks[server].set()
+            if rests:
+                server.rest(time.monotonic())
+            if lost:
+                server.failed = time.monotonic()
+                self._note(server, lost)
+                self._looks[server].set()
 
     @property
     def readings(self) -> list[ServerReading]:

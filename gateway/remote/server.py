@@ -66,8 +66,7 @@ class Server:
         return ServerReading(self.address, not self.problem, self.in_flight, self.calls, self.failures)
 
     def rest(self, now: float) -> None:
-        """It has failed: what fails at once would otherwise look as if it had the least to do."""
-        self.failures += 1
+        """Have it passed over: what fails at once would otherwise look as if it had the least to do."""
         self.in_a_row += 1
         self.rests_until = now + min(_REST_S * 2.0 ** min(self.in_a_row - 1, 10), _LONGEST_REST_S)
 

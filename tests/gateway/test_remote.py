@@ -51,6 +51,7 @@ def served(
         repository.add("once", {}, remote(address, idempotent="false"))
         repository.add("short", {}, remote(address, timeout_s="0.2"))
         repository.add("pair", {}, remote(address) + ONE_AT_A_TIME + TWO_TOGETHER)
+        repository.add("pair_once", {}, remote(address, idempotent="false") + ONE_AT_A_TIME + TWO_TOGETHER)
         repository.add("cached", {}, remote(address) + "response_cache { enable: true }\n")
         repository.add("late", {}, remote(f"127.0.0.1:{late}"))
         environment = collector.environment(TENSORGATE_TRACE_RATE="0")
@@ -204,11 +205,12 @@ def test_only_the_caller_at_fault_is_refused(near: Gateway, fake: FakeInference)
     assert values(calls[1]) == [[4, 4]]
 
 
-def test_too_much_to_do_is_not_made_worse(near: Gateway, fake: FakeInference) -> None:
-    """A server that has too much to do is not sent a batch's requests once more, one by one."""
-    fake.failures = [Code.RESOURCE_EXHAUSTED]
-    calls = [start(near, "pair", [1, 1]), start(near, "pair", [2, 2])]
-    assert {refusal(call.result)[0] for call in calls} == {Code.RESOURCE_EXHAUSTED}
+@pytest.mark.parametrize(("model", "status"), [("pair", Code.RESOURCE_EXHAUSTED), ("pair_once", Code.INTERNAL)])
+def test_a_batch_that_is_not_tried_apart(near: Gateway, fake: FakeInference, model: str, status: Code) -> None:
+    """A server that has too much to do does not get a batch once more in parts, nor one that must not be repeated."""
+    fake.failures = [status]
+    calls = [start(near, model, [1, 1]), start(near, model, [2, 2])]
+    assert {refusal(call.result)[0] for call in calls} == {status}
     assert sent(fake) == 1
 
 
