@@ -130,11 +130,11 @@ class RemoteInstance:
             self._fleet.failed(server, said(error) if verdict.lost else "", rests=not over)
         else:
             self._fleet.answered(server)
-        again = (first and verdict.elsewhere(idempotent=idempotent)) or (over and idempotent)
-        if not again and not idempotent and not isinstance(verdict.error, (GatewayError, InvalidInput)):
+        if (first and verdict.elsewhere(idempotent=idempotent)) or (over and idempotent):
+            return
+        if not idempotent and not isinstance(verdict.error, (GatewayError, InvalidInput)):
             raise ExecutionFailed("it failed on this request") from verdict.error  # so that nobody tries it apart
-        if not again:
-            raise verdict.error from error
+        raise verdict.error from error
 
     def close(self) -> None:
         """Nothing to free."""
@@ -148,11 +148,14 @@ def _call(server: Server, request: bytes, context: Context | None, deadline: flo
         DeadlineExceeded: nobody waits for it any more.
     """
     metadata = (("traceparent", context.traceparent),) if context and context.traceparent else None
-    call: Any = server.infer.future(request, timeout=max(deadline - time.perf_counter(), 0), metadata=metadata)
+    left = max(deadline - time.perf_counter(), 0)
+    call: Any = server.infer(request, timeout=left, metadata=metadata)
     if context:
         context.on_abandoned(call.cancel)
     try:
-        response: bytes = call.result()
-    except grpc.FutureCancelledError:
-        raise DeadlineExceeded("nobody waits for it any more") from None
-    return response
+        (response,) = call
+    except grpc.RpcError:
+        if call.cancelled():
+            raise DeadlineExceeded("nobody waits for it any more") from None
+        raise
+    return bytes(response)

@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from backends.base import LoadError, ModelSource, switch, warn_of_unknown
 from tensorgate_client.channel import TLS, channel_options
@@ -22,6 +23,9 @@ _TIMEOUT_S = 60.0
 
 # Probed every second, they are needed again soon: gRPC would wait for up to two minutes before it connects again.
 _BACKOFF = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2_000}
+
+
+_ON_THIS_THREAD = {ChannelOptions.SingleThreadedUnaryStream: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Options:
 
     def channel(self, address: str) -> grpc.Channel:
         """A channel to one of the servers; it connects when it is used."""
-        options = list((dict(channel_options(address, retry=False)) | _BACKOFF).items())
+        options = list((dict(channel_options(address, retry=False)) | _BACKOFF | _ON_THIS_THREAD).items())
         if self.credentials is None:
             return grpc.insecure_channel(address, options)
         return grpc.secure_channel(address, self.credentials, options)

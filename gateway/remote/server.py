@@ -57,7 +57,9 @@ class Server:
     stub: GRPCInferenceServiceStub = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.infer = self.channel.unary_unary(_INFER)  # bytes as they are, both ways
+        # Bytes as they are, both ways. As a stream of one response it can be cancelled, and takes a third less
+        # processor time than the future of a unary call, which passes through a thread of gRPC's.
+        self.infer = self.channel.unary_stream(_INFER)
         self.stub = GRPCInferenceServiceStub(self.channel)
 
     @property

@@ -90,6 +90,13 @@ def test_mistaken_parameters(load: Any, parameters: dict[str, str], message: str
         load_remote(load, **parameters)
 
 
+def test_a_misspelt_parameter(load: Any, fake: FakeInference, caplog: pytest.LogCaptureFixture) -> None:
+    """The owner of a misspelt parameter finds it in the log, beside those there are; the model is served."""
+    with serving_fake(fake) as address:
+        load_remote(load, urls=address, timeout="5")
+    assert "unknown parameter 'timeout' is ignored; known: urls, model, version, timeout_s, idempotent" in caplog.text
+
+
 def test_servers_that_cannot_be_used(load: Any, fake: FakeInference) -> None:
     """If no server can be used, the model's owner reads of each which it was and why."""
     nobody = f"127.0.0.1:{free_port()}"
