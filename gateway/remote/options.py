@@ -23,8 +23,6 @@ _TIMEOUT_S = 60.0
 
 # Probed every second, they are needed again soon: gRPC would wait for up to two minutes before it connects again.
 _BACKOFF = {"grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 2_000}
-
-
 _ON_THIS_THREAD = {ChannelOptions.SingleThreadedUnaryStream: 1}
 
 
