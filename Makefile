@@ -9,7 +9,7 @@ PEERS := triton mlserver ray perf
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test test-tracing test-litert newest bench bench-peers instructions soak lint format protos clean
+.PHONY: help demo serve test test-tracing test-litert test-triton newest bench bench-peers instructions soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-tracing: $(VENV)/.dev $(TRACING)/.installed  ## traces in a real tracing ba
 
 test-litert: $(VENV)/.dev $(LITERT)/.installed  ## networks converted to .tflite by the real converter (2 GB), quantised and served
 	TENSORGATE_LITERT_PYTHON=$(CURDIR)/$(LITERT)/bin/python $(BIN)/pytest tests/litert_conversion
+
+test-triton: $(VENV)/.dev .venv-peers-triton/.installed  ## the gateway in front of a real Triton (500 MB)
+	$(BIN)/pytest tests/remote_triton
 
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test

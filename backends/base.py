@@ -8,7 +8,7 @@ three classes of these shapes and publish the first under the entry point group 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -104,6 +104,32 @@ class ModelSource:
     preferred_batch_sizes: tuple[int, ...] = ()
 
 
+class Context(Protocol):
+    """For whom a batch is executed: what an instance needs that has it done elsewhere. Of use on any thread."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs that anybody wants."""
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """When the last of them stops waiting (`time.perf_counter`), infinite if one does not say.
+
+        It can become later while the batch executes, as more come to wait for it.
+        """
+        ...
+
+    @property
+    def traceparent(self) -> str:
+        """The span to put others below, as W3C Trace Context spells it; "" if nobody is traced."""
+        ...
+
+    def on_abandoned(self, tell: Callable[[], object]) -> None:
+        """Call `tell` once nobody waits any more; at once if that is so already. Only the latest `tell` counts."""
+        ...
+
+
 class Instance(Protocol):
     """Executes batches, one at a time. Made, used and closed on one thread of its own."""
 
@@ -127,10 +153,11 @@ class Instance(Protocol):
 class Model(Protocol):
     """A loaded version, whose weights its instances share where the runtime allows.
 
-    Three attributes may be left out. `memory` says how many bytes the weights take: a mapping by device, "CPU:0" or
+    Four attributes may be left out. `memory` says how many bytes the weights take: a mapping by device, "CPU:0" or
     "GPU:1". `profiler` is a `Profiler`, or None where the runtime has none. `inline` is true if an instance may execute
     on other threads than its own, one at a time, and waits for nothing but the processor: executions that take less
-    than handing them to a thread are then not handed over.
+    than handing them to a thread are then not handed over. `contextual` is true if `execute` of its instances takes a
+    second argument by name, `context`: a `Context`, or nothing where it is executed for nobody in particular.
     """
 
     @property
@@ -212,6 +239,7 @@ class Backend(Protocol):
 
     A backend that can use a GPU has one more method, `obstacle(source, kind)`: why it cannot load a source on a kind of
     device, "cuda" or "cpu", in words for the model's owner; "" if it can. Without it, a backend is asked for the CPU.
+    A method `instances(source)` says how many instances a model has whose `instance_group` names no count; else 1.
     """
 
     def load(self, source: ModelSource) -> Model:
@@ -229,6 +257,10 @@ class BackendError(Exception):
 
 class LoadError(BackendError):
     """A model cannot be loaded; the message tells its owner why and what to do."""
+
+
+class NotReachable(LoadError):
+    """What a model needs lies elsewhere and does not answer now: the gateway tries again by itself."""
 
 
 class InvalidInput(BackendError):

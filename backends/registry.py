@@ -100,6 +100,7 @@ _BUILTIN = (
     ),
     BackendInfo("python", "backends.python:PythonBackend", filenames=("model.py",)),
     BackendInfo("echo", "backends.echo:EchoBackend", aliases=("identity",)),
+    BackendInfo("remote", "gateway.remote.backend:RemoteBackend"),  # speaks gRPC, so it lives where that is known
 )
 
 
@@ -167,3 +168,12 @@ class Registry:
         if told is None:
             return "" if kind == "cpu" else f"backend '{info.name}' uses no GPU: say KIND_CPU"
         return str(told(source, kind))
+
+    def instances(self, info: BackendInfo, source: ModelSource) -> int:
+        """How many instances a model has whose `instance_group` names no count.
+
+        Raises:
+            LoadError: the backend is not installed, or the source's parameters do not hold.
+        """
+        told = getattr(self.backend(info), "instances", None)  # optional in the contract
+        return 1 if told is None else int(told(source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from backends.base import Array
 from gateway.padding import Padding, stack
@@ -13,6 +13,9 @@ from gateway.request import InferenceRequest
 from gateway.tensor_rules import TensorRule
 from gateway.workspace import Workspace
 from tensorgate_client.tensors import datatype_of, shown
+
+if TYPE_CHECKING:
+    from gateway.context import BatchContext
 
 Outputs: TypeAlias = Mapping[str, Array]
 Execute: TypeAlias = Callable[[dict[str, Array]], Outputs]
@@ -56,6 +59,7 @@ class Execution:
         processor_ns: what its thread computed from beginning to end.
         instance: the name of the one that ran it, once it does.
         span: ids of its trace and span, once it has one.
+        spanned: whether that span is being made, or has been.
     """
 
     requests: int
@@ -68,6 +72,7 @@ class Execution:
     processor_ns: int = 0
     instance: str = ""
     span: tuple[int, int] | None = None
+    spanned: bool = False
 
 
 @dataclass(slots=True)
@@ -80,6 +85,7 @@ class Batch:
         rows: of all requests together, without padding.
         padded_rows: with it.
         execution: how it goes.
+        context: for whom, if its backend wants to know.
     """
 
     requests: Sequence[InferenceRequest]
@@ -87,6 +93,7 @@ class Batch:
     rows: int = field(init=False)
     padded_rows: int = field(init=False)
     execution: Execution = field(init=False)
+    context: BatchContext | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.rows = sum([request.rows for request in self.requests])

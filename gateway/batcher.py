@@ -18,7 +18,7 @@ from gateway.alarm import Alarm
 from gateway.batch import Batch, BatchLayout, Outputs
 from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
-from gateway.errors import DeadlineExceeded, ModelNotReady, restated, shown_ms, too_late
+from gateway.errors import DeadlineExceeded, GatewayError, ModelNotReady, restated, shown_ms, too_late
 from gateway.inlining import Inlining
 from gateway.instances import Instance, presentable
 from gateway.job import Job, Receiver, TimeLeft
@@ -165,9 +165,15 @@ class Batcher:
         return TimeLeft(inf if self._policy.queue_at(level).delays else patience - now, deadline - now)
 
     def discard(self, job: Job) -> bool:
-        """Drop a job whose callers are gone, if it still waits; what executes is not interrupted."""
+        """Drop a job whose callers are gone; whether nothing comes of it any more.
+
+        What executes goes on for the others in its batch; if its backend cares, it is told when the last one has gone.
+        """
         if job.order is None:
-            return False
+            if job.batch is None or job.batch.context is None:
+                return False
+            job.batch.context.leave()
+            return True
         self._queue.remove(job)
         self._schedule()  # the last one out may be what closing waits for
         return True
@@ -287,7 +293,7 @@ class Batcher:
 
     def _retried(self, instance: Instance, jobs: list[Job], result: list[Outputs] | Exception) -> None:
         """See that the jobs of a batch that failed are tried apart."""
-        failed = isinstance(result, Exception)
+        failed = isinstance(result, Exception) and not _concerns_all(result)
         if failed and len(jobs) > 1:
             told = "a batch of %d requests failed, trying them apart: %s"
             _log.info(told, len(jobs), type(result).__name__, extra=self.about)
@@ -296,8 +302,9 @@ class Batcher:
     def _answer(self, jobs: list[Job], result: list[Outputs] | Exception) -> None:
         if isinstance(result, list):
             self._settle(jobs, result)
-        elif len(jobs) == 1:
-            self._fail(jobs[0], restated(result))
+        elif len(jobs) == 1 or _concerns_all(result):
+            for job in jobs:
+                self._fail(job, restated(result))
 
     def _measure(self, jobs: list[Job], started: float) -> None:
         """Learn how long a batch takes, once its callers have encoded and sent their answers."""
@@ -336,3 +343,8 @@ class Batcher:
             if not job.receiver.done():
                 wakes = min(wakes, job.deadline)
         self._alarm.set(wakes, now)
+
+
+def _concerns_all(error: Exception) -> bool:
+    """Whether the fault lies where a batch was executed, and in none of its requests: no use in trying them apart."""
+    return isinstance(error, GatewayError)

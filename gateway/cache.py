@@ -183,6 +183,7 @@ class ModelCache:
         if len(flight.waiters) == 1:  # until now the job's limits were this one's own
             flight.watch(next(iter(flight.waiters)), self._batcher.time_left(flight.job))
         left = self._batcher.extend(flight.job, request, len(flight.waiters))
+        flight.job.request.deadline = flight.job.deadline  # also while it executes: it now does so for this one, too
         waiting = flight.join(asker, request)
         flight.watch(waiting, left)
         return waiting

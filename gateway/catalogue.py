@@ -41,11 +41,16 @@ class Version:
 
 @dataclass(slots=True)
 class Entry:
-    """A model's versions, the files they were last loaded from, and what is wrong with the model as a whole."""
+    """A model's versions, the files they were last loaded from, and what is wrong with the model as a whole.
+
+    Attributes:
+        waits: whether that is something elsewhere which may mend itself.
+    """
 
     versions: dict[int, Version] = field(default_factory=dict)
     fingerprint: Fingerprint = ()
     reason: str = ""
+    waits: bool = False
     latest: ServedModel | None = None
 
     def replace(self, number: int, successor: Version | None) -> ServedModel | None:

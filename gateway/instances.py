@@ -11,7 +11,8 @@ from queue import SimpleQueue
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from backends import base
-from gateway.batch import Batch, Outputs
+from gateway.batch import Batch, Execute, Outputs
+from gateway.context import BatchContext
 from gateway.workspace import Workspace
 
 T = TypeVar("T")
@@ -118,9 +119,12 @@ class ThreadInstance:
         inline: whether the backend allows other threads, and waits for nothing.
     """
 
-    def __init__(self, worker: Worker, instance: base.Instance, *, inline: bool = False) -> None:
+    def __init__(
+        self, worker: Worker, instance: base.Instance, *, inline: bool = False, contextual: bool = False
+    ) -> None:
         self.worker = worker
-        self.inline = inline
+        self.inline = inline and not contextual
+        self._contextual = contextual
         self._instance = instance
         self._workspace = Workspace()
 
@@ -128,14 +132,16 @@ class ThreadInstance:
     async def start(cls, worker: Worker, model: base.Model) -> ThreadInstance:
         """Make the instance on the worker's thread, where it will also run and be closed."""
         try:
-            inline = bool(getattr(model, "inline", False))  # optional in the contract
-            return cls(worker, await worker.submit(model.instance), inline=inline)
+            inline, contextual = (bool(getattr(model, name, False)) for name in ("inline", "contextual"))  # optional
+            return cls(worker, await worker.submit(model.instance), inline=inline, contextual=contextual)
         except BaseException:
             worker.stop()
             raise
 
     def run(self, batch: Batch, ended: Ended) -> None:
         """Execute on the thread."""
+        if self._contextual:
+            batch.context = BatchContext(batch)
         self.worker.call(partial(self.run_here, batch), ended)
 
     def submit(self, batch: Batch) -> asyncio.Future[list[Outputs]]:
@@ -144,7 +150,10 @@ class ThreadInstance:
 
     def run_here(self, batch: Batch) -> list[Outputs]:
         """As `Instance.run_here`."""
-        return batch.run(self._instance.execute, self._workspace, self.worker.name)
+        execute: Execute = self._instance.execute
+        if batch.context is not None:
+            execute = partial(execute, context=batch.context)  # type: ignore[call-arg]  # the contract's option
+        return batch.run(execute, self._workspace, self.worker.name)
 
     async def aclose(self) -> None:
         """Close the backend's instance and end the thread."""

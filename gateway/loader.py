@@ -70,7 +70,8 @@ class Loader:
         backend = await worker.submit(lambda: self.registry.backend(info))
         obstacle = partial(self.registry.obstacle, info, source)
         declared = folder.declared.proto.instance_group
-        groups, devices = await worker.submit(lambda: placement.settle(declared, folder.name, obstacle))
+        count = await worker.submit(lambda: self.registry.instances(info, source))
+        groups, devices = await worker.submit(lambda: placement.settle(declared, folder.name, obstacle, count))
         for device in dict.fromkeys(devices):
             runtime.add(device, await worker.submit(partial(backend.load, replace(source, device=device))))
         signature = _common({device: _normalised(model.signature) for device, model in runtime.models.items()})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -26,6 +26,7 @@ from prometheus_client.exposition import choose_encoder
 
 from gateway.gpus import GpuMeter, GpuReading
 from gateway.machine import Machine
+from gateway.remote.reading import Servers, families
 from gateway.stats import BOUNDS_NS, STAGES, Failure, Histogram, ModelStatistics
 
 
@@ -55,6 +56,7 @@ class Reading:
         streams: open ones.
         cache_entries, cache_bytes, cache_max_bytes, cache_evictions: the response cache's.
         spans_dropped: that found no room or no collector.
+        servers: of models that other servers run.
     """
 
     models: Sequence[ModelReading]
@@ -65,6 +67,7 @@ class Reading:
     cache_max_bytes: int
     cache_evictions: int
     spans_dropped: int
+    servers: Servers = field(default_factory=dict)
 
 
 class MetricsPage:
@@ -95,6 +98,7 @@ class MetricsPage:
         yield from _of_models(reading.models)
         yield from _histograms(reading.models)
         yield from _of_server(reading)
+        yield from families(reading.servers)
         yield from self._of_machine()
         yield from _of_gpus(self._gpus.read())
         yield self._build

@@ -20,13 +20,14 @@ Obstacle = Callable[[str], str]
 _Group = pb.ModelInstanceGroup
 
 
-def settle(declared: Sequence[_Group], name: str, obstacle: Obstacle) -> tuple[list[_Group], list[str]]:
+def settle(declared: Sequence[_Group], name: str, obstacle: Obstacle, count: int = 1) -> tuple[list[_Group], list[str]]:
     """The groups as they really are, and the device of each instance in their order.
 
     Args:
         declared: of config.pbtxt, checked; none stand for one of KIND_AUTO.
         name: the model's.
         obstacle: what keeps its backend from a kind of device.
+        count: of instances in a group that names none.
 
     Returns:
         Groups of KIND_GPU with their `gpus`, KIND_CPU or KIND_MODEL, and devices: "cpu", "cuda:1", or "" for the
@@ -41,7 +42,7 @@ def settle(declared: Sequence[_Group], name: str, obstacle: Obstacle) -> tuple[l
         group = _Group()
         group.CopyFrom(written)
         group.name = group.name or f"{name}_{index}"
-        group.count = group.count or 1
+        group.count = group.count or count
         if group.kind == _Group.KIND_AUTO:
             _choose(group, name, obstacle)
         devices += _devices(group, obstacle) * group.count

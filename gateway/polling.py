@@ -1,4 +1,4 @@
-"""Control mode `poll`: the served models follow the repository's folder."""
+"""What is loaded without being asked for: what changes in the folder, what waits for something elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from gateway import layout
 from gateway.repository import Repository
 
 _log = logging.getLogger(__name__)
+
+
+_RETRY_S = 2.0
+"""Between attempts to load what did not load for want of something elsewhere."""
+
+
+async def retry(repository: Repository) -> None:
+    """Load what waits for something elsewhere once that is there, for ever."""
+    while True:
+        await asyncio.sleep(_RETRY_S)
+        await repository.load_each(repository.waiting())
 
 
 async def follow(repository: Repository, root: Path, interval: float) -> None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from backends.base import LoadError
+from backends.base import LoadError, NotReachable
 from gateway import layout
 from gateway.catalogue import UNLOADED, Catalogue, Entry, IndexRow, State, Version
 from gateway.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, ModelNotReady, without_folders
@@ -160,6 +160,7 @@ class Repository:
 
     async def _load(self, entry: Entry, name: str, config_override: str) -> str:
         """Bring `entry` up to date with its folder; what went wrong, or ""."""
+        entry.waits = False
         try:
             entry.fingerprint = await asyncio.to_thread(layout.fingerprint, self._root, name)
             folder = await asyncio.to_thread(layout.read, self._root, name, entry.fingerprint, config_override)
@@ -182,6 +183,7 @@ class Repository:
         current = entry.versions.setdefault(number, Version())
         if current.model and not current.reason and current.fingerprint == fingerprint:
             return ""
+        before = current.reason
         if not current.model:
             current.state, current.reason = State.LOADING, ""
         started = time.monotonic()
@@ -189,7 +191,9 @@ class Repository:
             model = await self._loader.load(folder, number)
         except Exception as error:
             current.fail(reason := _reason(error, self._root))
-            _log.error("model %s version %d: %s", folder.name, number, current.reason, exc_info=_unforeseen(error))
+            entry.waits |= isinstance(error, NotReachable)
+            if current.reason != before:  # said already: it is tried again and again
+                _log.error("model %s version %d: %s", folder.name, number, current.reason, exc_info=_unforeseen(error))
             return f"version {number}: {reason}"
         model.stats.load_s = seconds = time.monotonic() - started
         _log.info("model %s version %d ready in %.1f s on %s", folder.name, number, seconds, model.config.backend)
@@ -242,6 +246,10 @@ class Repository:
     def loaded_from(self) -> dict[str, layout.Fingerprint]:
         """The fingerprint of every known model's folder when it was last loaded, or tried."""
         return {name: entry.fingerprint for name, entry in self._entries.items()}
+
+    def waiting(self) -> list[str]:
+        """The models that did not load for want of something elsewhere, which may be there later."""
+        return [name for name, entry in self._entries.items() if entry.waits]
 
     async def forget(self, name: str) -> None:
         """Unload a model whose folder is gone, without waiting for its last requests."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from backends import base
 from backends.base import LoadError
 from gateway.instances import ThreadInstance, Worker
+from gateway.remote.reading import ServerReading
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ class Runtime:
         """
         self.models[device] = model
         self.memory.update(_memory(model))
+
+    @property
+    def servers(self) -> list[ServerReading]:
+        """The servers that the model runs on; none if it runs here."""
+        return [server for model in self.models.values() for server in getattr(model, "servers", ())]
 
     async def aclose(self) -> None:
         """Close what the model holds, whatever its own `close` methods do."""

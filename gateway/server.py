@@ -65,7 +65,7 @@ class Server:
         loader = Loader(Registry(), settings.default_max_batch_size, self._cache, self._regions)
         self._repository = Repository(settings.model_repository, loader, self._note_model)
         self._wanted: list[str] = []
-        self._polling: asyncio.Task[None] | None = None
+        self._polling: list[asyncio.Task[None]] = []
         self._transport: Transport | None = None
         self._metrics: MetricsEndpoint | None = None
 
@@ -127,6 +127,7 @@ class Server:
             cache_max_bytes=self._cache.max_bytes,
             cache_evictions=self._cache.evictions,
             spans_dropped=self._traces.dropped,
+            servers={(model.name, str(model.version)): found for model in ready if (found := model.runtime.servers)},
         )
 
     async def _assemble(self) -> Transport:
@@ -156,7 +157,9 @@ class Server:
         await self._repository.load_each(self._wanted)
         if settings.model_control == "poll":
             following = polling.follow(self._repository, settings.model_repository, settings.poll_interval_s)
-            self._polling = asyncio.create_task(following)
+            self._polling.append(asyncio.create_task(following))
+        if settings.model_control != "explicit":
+            self._polling.append(asyncio.create_task(polling.retry(self._repository)))
         self._state.ready = True
         await self._note_server(ready=True)
 
@@ -167,8 +170,8 @@ class Server:
         now = asyncio.get_running_loop().time
         deadline = now() + grace
         drained = asyncio.create_task(self._state.drained())  # refuses what comes from now on
-        if self._polling:
-            self._polling.cancel()
+        for task in self._polling:
+            task.cancel()
         self._repository.stop()
         with suppress(TimeoutError):  # a watcher that reads nothing must not hold up the rest
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _FLUSH_S)

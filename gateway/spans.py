@@ -146,8 +146,9 @@ class SpanBuilder:
 
     def _executed(self, batch: Execution, trace: CallTrace, member: SpanContext) -> SpanContext:
         """The span of the batch that a call was executed in."""
-        if batch.span is None:
-            batch.span = random.getrandbits(128), random.getrandbits(64)
+        batch.span = batch.span or (random.getrandbits(128), random.getrandbits(64))
+        if not batch.spanned:
+            batch.spanned = True
             self._shared[id(batch)] = _Shared(batch, _context(*batch.span), (trace.model, trace.version, trace.backend))
         shared = self._shared.get(id(batch))
         if shared and trace.stages.outcome != "joined":
@@ -160,7 +161,7 @@ class SpanBuilder:
         end = batch.finished_ns or batch.executed_ns or batch.assembled_ns or batch.started_ns
         name, version, backend = shared.model
         model = {"tensorgate.model.name": name, "tensorgate.model.version": version, "tensorgate.backend": backend}
-        failed = Status(StatusCode.ERROR, "the model failed on it; its requests were tried apart")
+        failed = Status(StatusCode.ERROR, "the model failed on it")
         yield self._span(
             "batch",
             context,

@@ -83,7 +83,7 @@ def test_unknown_backend(spelling: str, registry: Registry) -> None:
     with pytest.raises(LoadError) as caught:
         registry.info(spelling)
     assert str(caught.value) == (
-        f"unknown backend '{spelling}': expected one of onnxruntime, torch, tensorrt, litert, python, echo"
+        f"unknown backend '{spelling}': expected one of onnxruntime, torch, tensorrt, litert, python, echo, remote"
     )
 
 

@@ -8,20 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.calls import ECHO, eventually
+from support.certificates import make_certificate
 from support.server import TENSORGATE, serving
 
 from tensorgate_client import TLS, InferenceClient
 
 X = np.ones((1, 4), np.float32)
-
-
-def make_certificate(folder: Path, name: str) -> Path:
-    """Write `NAME.pem`, self-signed for this machine, and `NAME.key`; the certificate's path."""
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-days", "1"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem"]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    return folder / f"{name}.pem"
 
 
 @pytest.fixture

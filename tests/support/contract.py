@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Case:
     factor: float = 2
     declared: Signature = UNDECLARED
     device: str = "cpu"
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def doubling(path: Path) -> None:
@@ -75,9 +76,8 @@ class Contract:
     @pytest.fixture
     def model(self, case: Case, load: Any) -> Model:
         """The case's model, loaded."""
-        return load(
-            case.filename or "nothing", case.write, declared=case.declared, backend=case.backend, device=case.device
-        )
+        file = load.file(case.filename or "nothing", case.write)
+        return load.reload(file, case.parameters, declared=case.declared, backend=case.backend, device=case.device)
 
     def test_signature(self, case: Case, model: Model) -> None:
         """A client reads names, datatypes, shapes and the batch limit of a model from its metadata."""
@@ -118,7 +118,8 @@ class Contract:
         """A model that was unloaded can be loaded once more in the same server."""
         path = load.file(case.filename or "nothing", case.write)
         for _ in range(2):
-            model = load.reload(path, declared=case.declared, backend=case.backend, device=case.device, close=False)
+            options = {"declared": case.declared, "backend": case.backend, "device": case.device}
+            model = load.reload(path, case.parameters, **options, close=False)
             np.testing.assert_array_equal(execute(model, x=rows(2))[case.output], rows(2) * np.float32(case.factor))
             model.close()
 

@@ -50,6 +50,8 @@ class FakeInference(GRPCInferenceServiceServicer):
         streaming: what ModelStreamInfer does; by default it answers each request as it comes.
         asked: names of the RPCs that came, in their order.
         metadata: of the last RPC.
+        left: seconds that the caller of the last RPC still waits; None without a deadline.
+        ready: what it says of itself and its model. Such questions are not remembered.
         requests: of all streams, in their order.
         ended: set when an RPC has ended, also by cancellation.
     """
@@ -63,19 +65,35 @@ class FakeInference(GRPCInferenceServiceServicer):
         )
         self.asked: list[str] = []
         self.metadata: dict[str, str] = {}
+        self.left: float | None = None
+        self.ready = True
         self.requests: list[pb.ModelInferRequest] = []
         self.inputs = [pb.ModelMetadataResponse.TensorMetadata(name="x", datatype="FP32", shape=[-1, 2])]
+        self.outputs = [pb.ModelMetadataResponse.TensorMetadata(name="y", datatype="FP32", shape=[-1, 2])]
         self.ended = threading.Event()
         self.begun = threading.Event()
 
     def _note(self, rpc: str, context: grpc.ServicerContext) -> None:
         self.asked.append(rpc)
         self.metadata = dict(context.invocation_metadata())
+        self.left = context.time_remaining()
 
     def ModelMetadata(self, request, context):  # noqa: N802  # gRPC's names
         """Describe the model, whatever its name."""
         self._note("ModelMetadata", context)
-        return pb.ModelMetadataResponse(name=request.name, inputs=self.inputs)
+        return pb.ModelMetadataResponse(name=request.name, inputs=self.inputs, outputs=self.outputs)
+
+    def ModelConfig(self, request, context):  # noqa: N802
+        """An extension that it does not have."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such extension")
+
+    def ServerReady(self, request, context):  # noqa: N802
+        """As told."""
+        return pb.ServerReadyResponse(ready=self.ready)
+
+    def ModelReady(self, request, context):  # noqa: N802
+        """As told, whatever the model's name."""
+        return pb.ModelReadyResponse(ready=self.ready)
 
     def ModelInfer(self, request, context):  # noqa: N802
         """Fail, wait, or answer."""
@@ -105,15 +123,17 @@ class FakeInference(GRPCInferenceServiceServicer):
 
 
 @contextmanager
-def serving_fake(servicer: FakeInference, credentials: grpc.ServerCredentials | None = None) -> Iterator[str]:
-    """Its address, while it serves."""
+def serving_fake(
+    servicer: FakeInference, credentials: grpc.ServerCredentials | None = None, port: int = 0
+) -> Iterator[str]:
+    """Its address, while it serves; on a free port if none is given."""
     pool = ThreadPoolExecutor(8)
     server = grpc.server(pool, options=[("grpc.max_receive_message_length", -1)])
     add_GRPCInferenceServiceServicer_to_server(servicer, server)
     if credentials:
-        port = server.add_secure_port("127.0.0.1:0", credentials)
+        port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
     else:
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     try:
         yield f"127.0.0.1:{port}"

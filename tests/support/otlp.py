@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
+from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as service_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
@@ -65,6 +67,16 @@ class Span:
 
 def _values(pairs: Any) -> dict[str, Any]:
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
+
+
+def _from_json(body: bytes) -> service.ExportTraceServiceRequest:
+    """OTLP's own JSON, which has ids in hexadecimal where protobuf's has base64."""
+    request = json_format.Parse(body, service.ExportTraceServiceRequest(), ignore_unknown_fields=True)
+    for resource in request.resource_spans:
+        for span in (span for scope in resource.scope_spans for span in scope.spans):
+            for field in ("trace_id", "span_id", "parent_span_id"):
+                setattr(span, field, bytes.fromhex(base64.b64encode(getattr(span, field)).decode()))
+    return request
 
 
 class Collector(service_grpc.TraceServiceServicer):
@@ -132,7 +144,9 @@ def collecting() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:  # the library's name
             body = self.rfile.read(int(self.headers["content-length"]))
-            collector.take(service.ExportTraceServiceRequest.FromString(body), dict(self.headers))
+            json = self.headers["content-type"] == "application/json"
+            parse = _from_json if json else service.ExportTraceServiceRequest.FromString
+            collector.take(parse(body), dict(self.headers))
             self.send_response(200)
             self.end_headers()
 

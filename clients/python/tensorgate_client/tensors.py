@@ -175,13 +175,17 @@ def encode_infer_request(
     return request
 
 
-def decode_infer_response(response: pb.ModelInferResponse) -> dict[str, Array]:
+def decode_infer_response(response: pb.ModelInferResponse, raw: Sequence[Raw] = ()) -> dict[str, Array]:
     """The outputs of a response by name, whether their contents are raw or typed.
+
+    Args:
+        response: as it came.
+        raw: its raw contents, where they were cut out of it.
 
     Raises:
         TensorError: an output contradicts its own description.
     """
-    raw = response.raw_output_contents
+    raw = raw or response.raw_output_contents
     if raw and len(raw) != len(response.outputs):
         raise TensorError(f"{len(response.outputs)} outputs but {len(raw)} raw_output_contents: expected one each")
     outputs = {}

@@ -81,14 +81,23 @@ def _triton(folder: Path, port: int) -> Launch:
     for model, more in ((MINILM, _BATCHING), (MINILM_QUEUE, _QUEUE)):
         files = {"model.py": _PROGRAMS / "triton_minilm.py", "model.onnx": minilm_file()}
         repository.add(model, files, _MINILM + more)
+    return triton(folder, port)
+
+
+def triton(folder: Path, port: int) -> Launch:
+    """Triton over a repository; its backends lie beside that from then on.
+
+    Raises:
+        BenchmarkError: it is not installed.
+    """
     home = environment("triton")
     packages = home / "lib" / f"python{_PYTHON}" / "site-packages"
-    triton = packages / "pytriton" / "tritonserver"
-    stubs, backends = triton / "python_backend_stubs" / _PYTHON, folder.parent / "backends"
-    for part in (triton / "backends" / "python", stubs):  # the backend wants the stub of its Python beside it
+    server = packages / "pytriton" / "tritonserver"
+    stubs, backends = server / "python_backend_stubs" / _PYTHON, folder.parent / "backends"
+    for part in (server / "backends" / "python", stubs):  # the backend wants the stub of its Python beside it
         shutil.copytree(part, backends / "python", dirs_exist_ok=True)
-    command = [triton / "bin" / "tritonserver", "--model-repository", folder, "--backend-directory", backends]
-    command += ["--cache-directory", triton / "caches", "--cache-config", f"local,size={_CACHE_MB << 20}"]
+    command = [server / "bin" / "tritonserver", "--model-repository", folder, "--backend-directory", backends]
+    command += ["--cache-directory", server / "caches", "--cache-config", f"local,size={_CACHE_MB << 20}"]
     command += ["--grpc-address", "127.0.0.1", "--grpc-port", str(port)]
     command += ["--allow-http", "false", "--allow-metrics", "false"]
     variables = {
