@@ -169,13 +169,13 @@ class Server:
         grace = self._settings.shutdown_grace_s
         now = asyncio.get_running_loop().time
         deadline = now() + grace
+        self._transport.turn_away()  # first: what is refused by it, clients send elsewhere by themselves
         drained = asyncio.create_task(self._state.drained())  # refuses what comes from now on
         for task in self._polling:
             task.cancel()
         self._repository.stop()
         with suppress(TimeoutError):  # a watcher that reads nothing must not hold up the rest
             await asyncio.wait_for(self._health.enter_graceful_shutdown(), _FLUSH_S)
-        self._transport.turn_away()
         finished = await _within(drained, deadline)
         if not finished:
             _log.warning("requests cut off after %g s of grace: %d", grace, self._state.in_flight)
