@@ -260,8 +260,8 @@ def test_autoscaling_asks_what_can_be_answered(chart: Chart, repository: Reposit
     waiting, wait = (trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"])
     repository.add("slow", config=ECHO + parameter("delay_ms", 200) + "max_batch_size: 1\n")
     with serving(repository.root) as gateway:
-        pods = {"targets": [target(metrics_url(gateway.server))]}
-        pods["labels"] = {"namespace": "ml", "service": scaled["metadata"]["name"]}  # type: ignore[assignment]
+        labels = {"namespace": "ml", "service": scaled["metadata"]["name"]}
+        pods = {"targets": [target(metrics_url(gateway.server))], "labels": labels}
         job = {"job_name": "tensorgate", "static_configs": [pods]}
         config = {"global": {"scrape_interval": "100ms"}, "scrape_configs": [job]}
         with prometheus(config, tmp_path) as address:
