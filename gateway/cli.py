@@ -37,6 +37,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     _add_backends(commands)
     _add_predict(commands)
     _add_models(commands)
+    _add_health(commands)
     _add_bench(commands)
     _add_profile(commands)
     _add_optimize(commands)
@@ -154,6 +155,19 @@ def _add_models(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
         from gateway.commands import models  # noqa: PLC0415  # grpc takes a moment to import
 
         return models.run(parsed)
+
+    parser.set_defaults(run=run)
+
+
+def _add_health(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    parser = commands.add_parser("health", help="exit with 0 if a server takes requests, else with 1 and the reason")
+    arguments.add_connection(parser)
+
+    def run(parsed: Namespace) -> int:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from gateway.commands import health  # noqa: PLC0415  # grpc takes a moment to import
+
+        return health.run(parsed)
 
     parser.set_defaults(run=run)
 
