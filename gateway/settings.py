@@ -84,6 +84,14 @@ class Settings(BaseSettings):
         description="native: HTTP/2 in Rust, faster, for callers you trust; grpcio: gRPC's own; auto: native where "
         "it is installed and the host is this machine",
     )
+    engine: Literal["threads", "ray"] = Field(
+        "threads", description="Where instances run. threads: in this process; ray: as actors on a Ray cluster's nodes"
+    )
+    ray_address: str = Field(
+        "auto",
+        description="With --engine ray: HOST:PORT of the cluster's head; auto: RAY_ADDRESS, or the cluster that this "
+        "machine is a node of; local: a cluster of this machine alone, which ends with the server",
+    )
     tls_cert: Path | None = Field(
         None, description="With --tls-key: encrypt, by this certificate (PEM); a changed file is read again"
     )
@@ -154,6 +162,8 @@ class Settings(BaseSettings):
         if self.transport == "native" and not _native_installed():
             raise ValueError("--transport native: not installed: pip install 'tensorgate[native]'")
         self._check_tls()
+        if self.engine == "ray" and find_spec("ray") is None:
+            raise ValueError("--engine ray: not installed: pip install 'tensorgate[ray]'")
         if self.trace_rate is not None and not tracing_installed():
             raise ValueError("--trace-rate: tracing is not installed: pip install 'tensorgate[otlp]'")
         if self.load_model and self.model_control != "explicit":

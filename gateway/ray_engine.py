@@ -1,0 +1,236 @@
+"""`--engine ray`: instances as actors on the nodes of a Ray cluster, which Ray places and starts again."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ray
+
+from backends import base
+from backends.base import LoadError, ModelSource
+from backends.registry import BackendInfo, Registry
+from gateway import parameters
+from gateway.engine import EngineUnavailable
+from gateway.instances import ThreadInstance, Worker
+from gateway.placement import BACKENDS_CHOICE, CPU, GPU
+from gateway.ray_actor import Loaded, ModelActor
+from gateway.ray_files import PackedModel, packed
+from gateway.ray_pool import Actor, Pool, RayInstance, resources
+from tensorgate_client.tensors import shown
+from tensorgate_client.wire import model_config_pb2 as pb
+
+_log = logging.getLogger(__name__)
+
+_Group = pb.ModelInstanceGroup
+
+_DEVICES = {_Group.KIND_CPU: CPU, _Group.KIND_GPU: f"{GPU}:0", _Group.KIND_MODEL: BACKENDS_CHOICE}
+"""As an actor sees them: of GPUs, only those that Ray has given it."""
+
+_REACH_S = 5.0
+
+
+class RayEngine:
+    """Models on the nodes of the cluster that this process is connected to, an actor for each instance."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    def settle(
+        self, _info: BackendInfo, source: ModelSource, declared: Sequence[_Group]
+    ) -> tuple[list[_Group], list[str]]:
+        """As `Engine.settle`. What backend and node have to say is seen where the actors are.
+
+        A group of no kind is on the CPU: what a cluster has of GPUs is for those who ask for it.
+        """
+        groups, devices = [], []
+        for index, written in enumerate(declared or [_Group()]):
+            if written.gpus:
+                raise LoadError(
+                    f"instance_group gpus {shown(written.gpus)}: with --engine ray the cluster chooses GPUs: "
+                    "say KIND_GPU and leave gpus out"
+                )
+            group = _Group()
+            group.CopyFrom(written)
+            group.name = group.name or f"{source.name}_{index}"
+            group.count = group.count or 1
+            if group.kind == _Group.KIND_AUTO:
+                group.kind = _Group.KIND_CPU
+            groups.append(group)
+            devices += [_DEVICES[group.kind]] * group.count
+        return groups, devices
+
+    def backend(self, info: BackendInfo, config: pb.ModelConfig, devices: Sequence[str]) -> base.Backend:
+        """One that has actors load the model, all for a device at the same time."""
+        return RayBackend(info, config, Counter(devices))
+
+    async def start(self, worker: Worker, model: base.Model) -> ThreadInstance:
+        """A place in the batcher for one of the model's actors."""
+        assert isinstance(model, RayModel)  # noqa: S101  # its own backend has made it
+        return RayInstance(worker, model.instance(), model.pool)
+
+    def close(self) -> None:
+        """Leave the cluster, which ends every actor that is left."""
+        ray.shutdown()
+
+
+class RayBackend:
+    """Loads a model by actors.
+
+    Args:
+        info: the backend that they use.
+        config: the model's, as its owner wrote it.
+        counts: how many instances there are to be on each device.
+    """
+
+    def __init__(self, info: BackendInfo, config: pb.ModelConfig, counts: Counter[str]) -> None:
+        self._info = info
+        self._counts = counts
+        self._deterministic = parameters.deterministic(config)
+        self._cpus = parameters.amount(config, parameters.RAY_NUM_CPUS, 1)
+        self._gpus = {device: parameters.amount(config, parameters.RAY_NUM_GPUS, device != "") for device in counts}
+        self._gpus[CPU] = 0
+
+    def load(self, source: ModelSource) -> RayModel:
+        """Have all actors of a device load it.
+
+        Raises:
+            LoadError: one of them does not, or there is no room in the cluster; none of them is left behind.
+            OSError: the model's files cannot be read.
+        """
+        files = packed(source.directory)
+        actor = ray.remote(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus[source.device],
+            max_restarts=-1,
+            max_task_retries=0,  # what is repeated is the pool's to decide
+            scheduling_strategy="SPREAD",
+            concurrency_groups={"watch": 1},  # all else is on one thread
+            enable_task_events=False,  # a record of every batch would go to the head
+        )(ModelActor)
+        handles = [actor.remote(self._info, source, files) for _ in range(self._counts[source.device])]
+        device = f" on {source.device}" if len(self._counts) > 1 else ""
+        pool = Pool(f"{source.name}/{source.version}{device}", handles)
+        try:
+            model = RayModel(pool, [actor.loaded.result() for actor in pool.actors], files)
+        except BaseException:
+            pool.close()
+            raise
+        pool.repeatable = self._deterministic and model.signature.deterministic
+        return model
+
+
+class RayModel:
+    """What the actors of one device have loaded."""
+
+    def __init__(self, pool: Pool, loaded: Sequence[Loaded], files: PackedModel) -> None:
+        self.pool = pool
+        self.signature = loaded[0].signature
+        self.memory: Counter[str] = Counter()
+        for actor, one in zip(pool.actors, loaded, strict=True):
+            self.memory.update(one.memory)
+            if one.signature != self.signature:
+                first = f"{pool.actors[0].node}: {self.signature}"
+                raise LoadError(
+                    f"the nodes do not agree on the model's tensors: {actor.node}: {one.signature}, {first}"
+                )
+        self._unused: Iterator[Actor] = iter(pool.actors)
+        self._files: PackedModel | None = files  # for actors that are started again
+
+    def instance(self) -> Actor:
+        """The next actor."""
+        return next(self._unused)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._files = None
+
+
+def connect(address: str) -> RayEngine:
+    """Become part of a cluster.
+
+    Args:
+        address: "auto" for RAY_ADDRESS or the cluster that this machine is a node of, "local" for one that begins and
+            ends with this process, or HOST:PORT of a head.
+
+    Raises:
+        EngineUnavailable: there is none, or it does not take this process.
+    """
+    logger = logging.getLogger("ray")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.ERROR)
+    sys.stdout = _Notes()
+    known = _known(address)
+    if "://" in known:
+        raise EngineUnavailable(f"--ray-address: {known}: expected HOST:PORT, Ray's client is not supported\n{_JOIN}")
+    if problem := _unreachable(known):
+        raise EngineUnavailable(f"no Ray cluster at {known}: {problem}\n{_START}")
+    try:
+        ray.init(
+            address=known, include_dashboard=False, log_to_driver=False, configure_logging=False, namespace="tensorgate"
+        )
+    except Exception as error:  # of a dozen kinds
+        raise EngineUnavailable(_reason(known, error)) from error
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    told = f"{nodes} node{'s' * (nodes != 1)}, {resources(ray.cluster_resources())}"
+    _log.info("engine ray: %s at %s", told, ray.get_runtime_context().gcs_address)
+    return RayEngine(Registry())
+
+
+_START = (
+    "start one with `ray start --head`, on further machines `ray start --address HEAD:6379`; "
+    "or try this machine alone: --ray-address local"
+)
+_JOIN = (
+    "make this machine a node of the cluster: `ray start --address HEAD:6379 --num-cpus 0` if it is to compute nothing"
+)
+
+
+def _known(address: str) -> str:
+    """Where "auto" leads: Ray itself takes three minutes to give up on a cluster that is gone."""
+    if address != "auto":
+        return address
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108  # Ray's own
+    try:
+        return os.environ.get("RAY_ADDRESS") or noted.read_text().strip() or address
+    except OSError:
+        return address
+
+
+def _unreachable(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not colon:  # "auto", "local"; what is neither Ray refuses
+        return ""
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _REACH_S):
+            return ""
+    except (OSError, ValueError, OverflowError) as error:
+        return str(error)
+
+
+def _reason(address: str, error: Exception) -> str:
+    text = f"{error}\n{error.__cause__ or ''}"
+    if "Version mismatch" in text:
+        told = [line.strip() for line in text.splitlines() if line.strip()]
+        return " ".join(["the cluster runs other versions:", *told[1:]])
+    if isinstance(error, ConnectionError) and "any running Ray" in text:
+        return f"no Ray cluster on this machine\n{_START}"
+    first = text.partition("\n")[0]
+    return f"no Ray cluster at {address}: {first}\n{_JOIN}"
+
+
+class _Notes(io.TextIOBase):
+    """Takes the place of stdout, where Ray writes what it has to say of nodes and processes."""
+
+    def write(self, text: str) -> int:
+        """Log it, for those who look closely: what matters of it we say ourselves."""
+        for line in filter(None, map(str.rstrip, text.splitlines())):
+            _log.debug("%s", line)
+        return len(text)
