@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import ray
@@ -65,18 +66,10 @@ class Fault:
 class ModelActor:
     """Loads a version and executes batches on its one instance, all on one thread, as the contract wants it.
 
-    Ray makes it anew, with the same arguments, where its process or its node has ended.
-
-    Args:
-        info: the backend.
-        source: what to load; its folders are the gateway's.
-        files: those that are in these folders.
+    Where its process or its node has ended Ray makes it anew, with nothing loaded.
     """
 
-    def __init__(self, info: BackendInfo, source: ModelSource, files: PackedModel) -> None:
-        self._info = info
-        self._source = source
-        self._files = files
+    def __init__(self) -> None:
         self._unpacked: Unpacked | None = None
         self._model: base.Model | None = None
         self._instance: base.Instance | None = None
@@ -87,36 +80,41 @@ class ModelActor:
         context = ray.get_runtime_context()
         return Place(f"{ray.util.get_node_ip_address()} (node {context.get_node_id()[:8]})", VERSION)
 
-    def load(self) -> Loaded | Fault:
-        """Load the model, unless it is loaded."""
+    def load(self, info: BackendInfo, source: ModelSource, files: PackedModel) -> Loaded | Fault:
+        """Load the model, unless it is loaded.
+
+        Args:
+            info: the backend.
+            source: what to load; its folders are the gateway's.
+            files: those that are in these folders.
+        """
         if self._loaded is None:
-            lines = _Lines()
-            logging.getLogger("backends").addHandler(lines)
             try:
-                self._loaded = self._load(lines)
+                self._unpacked = Unpacked(files)
+                folder = self._unpacked.folder / source.directory.name
+                folder.mkdir(exist_ok=True)  # one without files has not come along
+                file = folder / source.file.name if source.file else None
+                self._loaded = self._load(info, replace(source, directory=folder, file=file))
             except BaseException as error:  # whatever a model raises, this process stays
                 self.close()
                 return _fault(error, LoadError)
-            finally:
-                logging.getLogger("backends").removeHandler(lines)
         return self._loaded
 
-    def _load(self, lines: _Lines) -> Loaded:
-        registry, source = Registry(), self._source
-        self._unpacked = Unpacked(self._files)
-        folder = self._unpacked.folder / source.directory.name
-        source = replace(source, directory=folder, file=folder / source.file.name if source.file else None)
+    def _load(self, info: BackendInfo, source: ModelSource) -> Loaded:
+        registry = Registry()
         kind = source.device.partition(":")[0]
-        if kind and (problem := registry.obstacle(self._info, source, kind)):
+        if kind and (problem := registry.obstacle(info, source, kind)):
             raise LoadError(problem)
-        self._model = registry.backend(self._info).load(source)
-        self._instance = self._model.instance()
+        with _logged() as lines:
+            self._model = registry.backend(info).load(source)
+            self._instance = self._model.instance()
         memory = {f"{kind}:{number}": size for (kind, number), size in memory_of(self._model).items()}
-        return Loaded(signature_of(self._model), memory, tuple(lines.told))
+        return Loaded(signature_of(self._model), memory, tuple(lines))
 
-    def execute(self, inputs: dict[str, Array]) -> dict[str, Array] | Fault:
-        """The backend's outputs for these inputs, as it gives them."""
-        assert self._instance is not None  # noqa: S101  # it is loaded before it is given anything
+    def execute(self, inputs: dict[str, Array]) -> dict[str, Array] | Fault | None:
+        """The backend's outputs for these inputs, as it gives them; None if the process is new, with nothing loaded."""
+        if self._instance is None:
+            return None
         try:
             return dict(self._instance.execute(inputs))
         except BaseException as error:  # not even sys.exit ends it: the next batch is others'
@@ -133,19 +131,22 @@ class ModelActor:
                 if held is not None:
                     held.close()
             except Exception:
-                logging.getLogger(__name__).exception("%s failed to close", self._source.name)
+                logging.getLogger(__name__).exception("%r failed to close", held)
         self._instance = self._model = self._unpacked = self._loaded = None
 
 
-class _Lines(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.told: list[tuple[int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.told.append((record.levelno, record.getMessage()))
+@contextmanager
+def _logged() -> Iterator[list[tuple[int, str]]]:
+    """What backends log meanwhile, by level and message."""
+    lines: list[tuple[int, str]] = []
+    handler, logger = logging.Handler(logging.INFO), logging.getLogger("backends")
+    handler.emit = lambda record: lines.append((record.levelno, record.getMessage()))  # type: ignore[method-assign]
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
 
 
 def _fault(error: BaseException, foreseen: type[Exception]) -> Fault:

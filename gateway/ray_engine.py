@@ -21,8 +21,8 @@ from gateway.engine import EngineUnavailable
 from gateway.instances import ThreadInstance, Worker
 from gateway.placement import BACKENDS_CHOICE, CPU, GPU
 from gateway.ray_actor import Loaded, ModelActor
-from gateway.ray_files import PackedModel, packed
-from gateway.ray_pool import Actor, Pool, RayInstance, resources
+from gateway.ray_files import packed
+from gateway.ray_pool import Actor, Pool, RayInstance, Task, resources
 from tensorgate_client.tensors import shown
 from tensorgate_client.wire import model_config_pb2 as pb
 
@@ -94,7 +94,9 @@ class RayBackend:
         self._counts = counts
         self._deterministic = parameters.deterministic(config)
         self._cpus = parameters.amount(config, parameters.RAY_NUM_CPUS, 1)
-        self._gpus = {device: parameters.amount(config, parameters.RAY_NUM_GPUS, device != "") for device in counts}
+        self._gpus = {
+            device: parameters.amount(config, parameters.RAY_NUM_GPUS, float(device != "")) for device in counts
+        }
         self._gpus[CPU] = 0
 
     def load(self, source: ModelSource) -> RayModel:
@@ -105,20 +107,23 @@ class RayBackend:
             OSError: the model's files cannot be read.
         """
         files = packed(source.directory)
+        gpus = self._gpus[source.device]
         actor = ray.remote(
             num_cpus=self._cpus,
-            num_gpus=self._gpus[source.device],
+            num_gpus=gpus,
             max_restarts=-1,
             max_task_retries=0,  # what is repeated is the pool's to decide
             scheduling_strategy="SPREAD",
             concurrency_groups={"watch": 1},  # all else is on one thread
             enable_task_events=False,  # a record of every batch would go to the head
         )(ModelActor)
-        handles = [actor.remote(self._info, source, files) for _ in range(self._counts[source.device])]
+        handles = [actor.remote() for _ in range(self._counts[source.device])]
         device = f" on {source.device}" if len(self._counts) > 1 else ""
-        pool = Pool(f"{source.name}/{source.version}{device}", handles)
+        name = f"{source.name}/{source.version}{device}"
+        needs = resources({"CPU": self._cpus, "GPU": gpus})
+        pool = Pool(name, handles, Task(lambda handle: handle.load.remote(self._info, source, files), needs))
         try:
-            model = RayModel(pool, [actor.loaded.result() for actor in pool.actors], files)
+            model = RayModel(pool, [actor.loaded.result() for actor in pool.actors])
         except BaseException:
             pool.close()
             raise
@@ -129,7 +134,7 @@ class RayBackend:
 class RayModel:
     """What the actors of one device have loaded."""
 
-    def __init__(self, pool: Pool, loaded: Sequence[Loaded], files: PackedModel) -> None:
+    def __init__(self, pool: Pool, loaded: Sequence[Loaded]) -> None:
         self.pool = pool
         self.signature = loaded[0].signature
         self.memory: Counter[str] = Counter()
@@ -141,15 +146,13 @@ class RayModel:
                     f"the nodes do not agree on the model's tensors: {actor.node}: {one.signature}, {first}"
                 )
         self._unused: Iterator[Actor] = iter(pool.actors)
-        self._files: PackedModel | None = files  # for actors that are started again
 
     def instance(self) -> Actor:
         """The next actor."""
         return next(self._unused)
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._files = None
+        """There is nothing but the actors, which are closed as instances."""
 
 
 def connect(address: str) -> RayEngine:
@@ -178,6 +181,7 @@ def connect(address: str) -> RayEngine:
         )
     except Exception as error:  # of a dozen kinds
         raise EngineUnavailable(_reason(known, error)) from error
+    logging.setLogRecordFactory(logging.LogRecord)  # Ray's own puts a field into every line
     nodes = sum(node["Alive"] for node in ray.nodes())
     told = f"{nodes} node{'s' * (nodes != 1)}, {resources(ray.cluster_resources())}"
     _log.info("engine ray: %s at %s", told, ray.get_runtime_context().gcs_address)

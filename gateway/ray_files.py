@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from backends.base import LoadError
 
 _PIECE = 64 << 20
 """Bytes of a file that travel as one object: neither side has a large file in memory as a whole."""
+
+_TURN_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +126,24 @@ class Unpacked:
 
     def _open(self, model: PackedModel) -> int:
         """The folder's lock, shared, once everything is in it."""
+        done = self.folder / ".complete"
         while True:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                done = self.folder / ".complete"
-                if _is(lock, self.folder) and not done.exists():
-                    _unpack(model, self.folder)
-                    done.touch()
-                fcntl.flock(lock, fcntl.LOCK_SH)  # which lets go of the other lock first: somebody may sweep meanwhile
+                fcntl.flock(lock, fcntl.LOCK_SH)  # waits for who is unpacking
                 if _is(lock, self.folder) and done.exists():
                     return lock
+                with suppress(BlockingIOError):  # another one is as far as this
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is(lock, self.folder) and not done.exists():
+                        _unpack(model, self.folder)
+                        done.touch()
             except BaseException:
                 os.close(lock)
                 raise
             os.close(lock)
+            time.sleep(_TURN_S)
 
     def close(self) -> None:
         """Let go of the files; the last one removes them."""

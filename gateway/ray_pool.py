@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -45,12 +46,26 @@ class ActorFailed(Exception):
     """The model's exception, with where it happened and the traceback from there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a model's actors are for.
+
+    Attributes:
+        load: has one of them load the model; what Ray gives for the call.
+        needs: what a node must have for it, in words.
+    """
+
+    load: Callable[[Handle], Any]
+    needs: str
+
+
 class Actor:
     """One actor, wherever Ray has it; a thread here loads its model, and again whenever it comes back.
 
     Args:
         name: for logs and traces.
         handle: Ray's.
+        task: what it is for.
         changed: notified whenever it comes or goes; its lock guards the attributes.
 
     Attributes:
@@ -61,7 +76,7 @@ class Actor:
         left: when it last went away, by `time.perf_counter`.
     """
 
-    def __init__(self, name: str, handle: Handle, changed: threading.Condition) -> None:
+    def __init__(self, name: str, handle: Handle, task: Task, changed: threading.Condition) -> None:
         self.name = name
         self.loaded: Future[Loaded] = Future()
         self.node = ""
@@ -69,6 +84,7 @@ class Actor:
         self.life = 0
         self.left = 0.0
         self._handle = handle
+        self._task = task
         self._changed = changed
         self._closed = threading.Event()
         threading.Thread(target=self._keep, name=f"{name} keeper", daemon=True).start()
@@ -86,10 +102,13 @@ class Actor:
         """
         life, node = self.life, self.node
         try:
-            outputs: dict[str, Array] | Fault = ray.get(self._handle.execute.remote(inputs))
+            outputs: dict[str, Array] | Fault | None = ray.get(self._handle.execute.remote(inputs))
         except RayActorError as error:
             self._away(life)
             raise ActorLost(f"{self.name} on {node}: {_first_line(error)}") from error
+        if outputs is None:
+            self._away(life)
+            raise ActorLost(f"{self.name} on {node} has started again")
         if isinstance(outputs, Fault):
             raise InvalidInput(outputs.text) if outputs.refused else ActorFailed(f"on {node}\n{outputs.trace}")
         return outputs
@@ -128,7 +147,7 @@ class Actor:
                 raise LoadError(
                     f"{place.node} has tensorgate {place.version}, this gateway {VERSION}: install one version"
                 )
-            loaded = ray.get(self._handle.load.remote())
+            loaded = ray.get(self._task.load(self._handle))
         except RayError as error:
             raise LoadError(f"no actor: {_explained(error)}") from error
         if isinstance(loaded, Fault):
@@ -144,10 +163,13 @@ class Actor:
         answer = self._handle.place.remote()
         began = time.monotonic()
         while not ray.wait([answer], timeout=_TELLING_S)[0]:
-            free = resources(ray.availableresources())
+            free = resources(ray.available_resources())
+            wanted = (
+                f"no node of the cluster has {self._task.needs} free for {self.name}: all of them together have {free}"
+            )
             if self._closed.is_set() or time.monotonic() - began > _PLACING_S:
-                raise LoadError(f"no node of the cluster has room for {self.name} (free in all: {free})")
-            _log.warning("%s waits for a node with room for it (free in all: %s)", self.name, free)
+                raise LoadError(wanted)
+            _log.warning("%s; waiting for one", wanted)
         place: Place = ray.get(answer)
         return place
 
@@ -155,7 +177,7 @@ class Actor:
         """Where it is, loaded, after it was away; None if it is closed meanwhile."""
         while not self._closed.is_set():
             try:
-                loaded = ray.get(self._handle.load.remote())
+                loaded = ray.get(self._task.load(self._handle))
                 place: Place = ray.get(self._handle.place.remote())
                 if isinstance(loaded, Loaded):
                     return place
@@ -193,15 +215,16 @@ class Pool:
     Args:
         name: the model's, with its version.
         handles: Ray's, of actors that have just been made.
+        task: what they are for.
 
     Attributes:
         repeatable: whether a batch whose actor was lost may be executed again.
     """
 
-    def __init__(self, name: str, handles: list[Handle]) -> None:
+    def __init__(self, name: str, handles: Iterable[Handle], task: Task) -> None:
         self._changed = threading.Condition()
         self.repeatable = False
-        self.actors = [Actor(f"{name}#{index}", handle, self._changed) for index, handle in enumerate(handles)]
+        self.actors = [Actor(f"{name}#{index}", handle, task, self._changed) for index, handle in enumerate(handles)]
 
     def __repr__(self) -> str:
         return f"<Pool {self.actors}>"
@@ -281,8 +304,8 @@ def _told(fault: Fault) -> tuple[str, str]:
 
 
 def resources(amounts: Mapping[str, float]) -> str:
-    """Processors and GPUs in words: "4 CPUs, 0 GPUs"."""
-    return ", ".join(f"{amounts.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+    """Processors and GPUs in words: "4 CPU, 0 GPU"."""
+    return ", ".join(f"{amounts.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
 
 
 def _explained(error: Exception) -> str:
