@@ -177,7 +177,11 @@ def connect(address: str) -> RayEngine:
         raise EngineUnavailable(f"no Ray cluster at {known}: {problem}\n{_START}")
     try:
         ray.init(
-            address=known, include_dashboard=False, log_to_driver=False, configure_logging=False, namespace="tensorgate"
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            namespace="tensorgate",
         )
     except Exception as error:  # of a dozen kinds
         raise EngineUnavailable(_reason(known, error)) from error
