@@ -286,8 +286,8 @@ class Batcher:
                 self._schedule()
 
     def _retried(self, instance: Instance, jobs: list[Job], result: list[Outputs] | Exception) -> None:
-        """See that the jobs of a batch that failed are tried apart."""
-        failed = isinstance(result, Exception)
+        """See that the jobs of a batch that failed are tried apart, unless that was nobody's fault."""
+        failed = isinstance(result, Exception) and not isinstance(result, ModelNotReady)
         if failed and len(jobs) > 1:
             told = "a batch of %d requests failed, trying them apart: %s"
             _log.info(told, len(jobs), type(result).__name__, extra=self.about)
@@ -296,8 +296,9 @@ class Batcher:
     def _answer(self, jobs: list[Job], result: list[Outputs] | Exception) -> None:
         if isinstance(result, list):
             self._settle(jobs, result)
-        elif len(jobs) == 1:
-            self._fail(jobs[0], restated(result))
+        elif len(jobs) == 1 or isinstance(result, ModelNotReady):
+            for job in jobs:
+                self._fail(job, restated(result))
 
     def _measure(self, jobs: list[Job], started: float) -> None:
         """Learn how long a batch takes, once its callers have encoded and sent their answers."""
