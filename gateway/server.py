@@ -244,9 +244,10 @@ def _model_reading(model: ServedModel) -> ModelReading:
 def _engine(settings: Settings) -> Engine:
     if settings.engine == "threads":
         return Threads(Registry())
-    from gateway import ray_engine  # noqa: PLC0415  # an extra
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a call after the end would start a cluster
+    from gateway.cluster import engine  # noqa: PLC0415  # an extra
 
-    return ray_engine.connect(settings.ray_address)
+    return engine.connect(settings.ray_address)
 
 
 async def _within(work: Awaitable[None], deadline: float) -> bool:

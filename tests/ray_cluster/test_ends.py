@@ -81,9 +81,9 @@ def test_a_cluster_for_this_machine_alone(nodes: Any, ray_serving: Any, slow: Pa
 
 
 NO_CLUSTER = {
-    "somewhere:6379x": "tensorgate: no Ray cluster at somewhere:6379x: ",
+    "somewhere:6379x": "tensorgate: no Ray cluster at somewhere:6379x: expected HOST:PORT\n",
     "ray://127.0.0.1:10001": "tensorgate: --ray-address: ray://127.0.0.1:10001: expected HOST:PORT",
-    "nonsense": "tensorgate: no Ray cluster at nonsense: Invalid address format: nonsense",
+    "nonsense": "tensorgate: cannot join the Ray cluster at nonsense: Invalid address format: nonsense",
     "auto": "tensorgate: no Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused\ntensorgate: start one with ",
 }
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 class Model:
     inputs = [("x", "float32", (-1, 4))]
-    outputs = [("y", "float32", (-1, 4)), ("node", object, (-1, 1))]
+    outputs = [("y", "float32", (-1, 4)), ("node", object, (-1, 1)), ("bulk", "uint8", (-1, 300_000))]
 
     def load(self, source):
         self.node = ray.get_runtime_context().get_node_id().encode()
@@ -36,7 +36,9 @@ class Model:
         with self.log.open("a") as file:
             print(*map(int, inputs["x"][:, 0]), file=file)
         time.sleep(self.seconds)
-        return {"y": inputs["x"] * 2, "node": np.array([[self.node]] * len(inputs["x"]), object)}
+        rows = len(inputs["x"])  # the bulk stays in the node's memory until it is fetched
+        node, bulk = np.array([[self.node]] * rows, object), np.zeros((rows, 300_000), np.uint8)
+        return {"y": inputs["x"] * 2, "node": node, "bulk": bulk}
 """
 """Takes a while, writes down what it executes, says where it is."""
 

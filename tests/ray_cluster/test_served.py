@@ -85,6 +85,14 @@ class Model:
         return {"y": inputs["x"] * FACTOR}
 """
 
+WARMED = f"""
+    {SLIM}
+    instance_group {{ count: 2 }}
+    model_warmup {{
+        name: "zeros" batch_size: 1 inputs {{ key: "x" value {{ data_type: TYPE_FP32 dims: 4 zero_data: true }} }}
+    }}
+"""
+
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
@@ -124,7 +132,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> RepositoryBuilder:
     (folder / "1" / "below").mkdir()
     (folder / "1" / "below" / "round").symlink_to(folder / "1")
     (folder / "1" / "below" / "deep.txt").write_text("deep")
-    builder.add("versioned", {"model.py": VERSIONED.replace("FACTOR", "1")}, SLIM)
+    builder.add("versioned", {"model.py": VERSIONED.replace("FACTOR", "1")}, WARMED)
     return builder
 
 
@@ -277,7 +285,7 @@ def test_a_process_that_ends_takes_nobody_along(loaded: Any) -> None:
 def test_a_reload_drops_nothing(loaded: Any, repository: RepositoryBuilder) -> None:
     """While a version's successor loads and takes over, each request is answered by one or the other."""
     gateway = loaded("versioned")
-    repository.add("versioned", {"model.py": VERSIONED.replace("FACTOR", "2")}, SLIM)
+    repository.add("versioned", {"model.py": VERSIONED.replace("FACTOR", "2")}, WARMED)
     loading = gateway.stub.RepositoryModelLoad.future(pb.RepositoryModelLoadRequest(model_name="versioned"), timeout=60)
     factors = []
     while not loading.done():

@@ -15,9 +15,9 @@ from backends import base
 from backends.base import Array, InvalidInput, LoadError, ModelSource
 from backends.registry import BackendInfo, Registry
 from gateway import VERSION
+from gateway.cluster.files import PackedModel, Unpacked
 from gateway.contract import memory_of, signature_of
 from gateway.instances import presentable
-from gateway.ray_files import PackedModel, Unpacked
 
 
 @dataclass(frozen=True, slots=True)

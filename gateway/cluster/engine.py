@@ -17,12 +17,13 @@ from backends import base
 from backends.base import LoadError, ModelSource
 from backends.registry import BackendInfo, Registry
 from gateway import parameters
+from gateway.cluster.actor import Actor, Task, resources
+from gateway.cluster.files import packed
+from gateway.cluster.pool import Pool, RayInstance
+from gateway.cluster.process import Loaded, ModelActor
 from gateway.engine import EngineUnavailable
 from gateway.instances import ThreadInstance, Worker
 from gateway.placement import BACKENDS_CHOICE, CPU, GPU
-from gateway.ray_actor import Loaded, ModelActor
-from gateway.ray_files import packed
-from gateway.ray_pool import Actor, Pool, RayInstance, Task, resources
 from tensorgate_client.tensors import shown
 from tensorgate_client.wire import model_config_pb2 as pb
 
@@ -219,7 +220,9 @@ def _unreachable(address: str) -> str:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), _REACH_S):
             return ""
-    except (OSError, ValueError, OverflowError) as error:
+    except ValueError:
+        return "expected HOST:PORT"
+    except (OSError, OverflowError) as error:
         return str(error)
 
 
@@ -230,8 +233,8 @@ def _reason(address: str, error: Exception) -> str:
         return " ".join(["the cluster runs other versions:", *told[1:]])
     if isinstance(error, ConnectionError) and "any running Ray" in text:
         return f"no Ray cluster on this machine\n{_START}"
-    first = text.partition("\n")[0]
-    return f"no Ray cluster at {address}: {first}\n{_JOIN}"
+    first = str(error.__cause__ or error).partition("\n")[0]
+    return f"cannot join the Ray cluster at {address}: {first}\n{_JOIN}"
 
 
 class _Notes(io.TextIOBase):
