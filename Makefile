@@ -5,11 +5,12 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 TRACING := .venv-tracing
 LITERT := .venv-litert
+RAY := .venv-ray
 PEERS := triton mlserver ray perf
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test test-tracing test-litert newest bench bench-peers instructions soak lint format protos clean
+.PHONY: help demo serve test test-tracing test-litert test-ray newest bench bench-peers instructions soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +29,9 @@ test-tracing: $(VENV)/.dev $(TRACING)/.installed  ## traces in a real tracing ba
 
 test-litert: $(VENV)/.dev $(LITERT)/.installed  ## networks converted to .tflite by the real converter (2 GB), quantised and served
 	TENSORGATE_LITERT_PYTHON=$(CURDIR)/$(LITERT)/bin/python $(BIN)/pytest tests/litert_conversion
+
+test-ray: $(VENV)/.dev $(RAY)/.installed  ## models on two nodes of a real Ray cluster (300 MB), one of them killed
+	TENSORGATE_RAY_PYTHON=$(CURDIR)/$(RAY)/bin/python $(BIN)/pytest tests/ray_cluster
 
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test
@@ -86,6 +90,12 @@ $(LITERT)/.installed: tests/litert_conversion/requirements.txt
 	@$(PYTHON) -m venv $(LITERT)
 	@$(LITERT)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(LITERT)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+$(RAY)/.installed: $(DECLARED) tests/ray_cluster/requirements.txt
+	@echo "installing the gateway with Ray in $(RAY) (once)"
+	@$(PYTHON) -m venv $(RAY)
+	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable clients/python --editable '.[native,onnx,otlp,ray]' --requirement tests/ray_cluster/requirements.txt
 	@touch $@
 
 .venv-peers-%/.installed: tests/benchmarks/peers/requirements/%.txt

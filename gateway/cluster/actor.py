@@ -117,7 +117,9 @@ class Actor:
         return outputs
 
     def close(self) -> None:
-        """Let the model free what it holds, and end the process."""
+        """Let the model free what it holds, and end the process; once is enough."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
@@ -188,11 +190,12 @@ class Actor:
     def _stay(self) -> bool:
         """Wait until the process is lost; whether it is to be waited for."""
         watch = self._handle.watch.options(concurrency_group="watch").remote()
-        while not self._closed.is_set():
-            if not self.node or ray.wait([watch], timeout=_LOOK_S)[0]:
-                self._away(self.life)
-                return True
-        return False
+        while self.node and not self._closed.is_set() and not ray.wait([watch], timeout=_LOOK_S)[0]:
+            pass
+        if self._closed.is_set():
+            return False
+        self._away(self.life)
+        return True
 
     def _come(self, place: Place) -> None:
         with self._changed:

@@ -153,7 +153,8 @@ class RayModel:
         return next(self._unused)
 
     def close(self) -> None:
-        """There is nothing but the actors, which are closed as instances."""
+        """End the actors that were not closed as instances: what came after they had loaded may have gone wrong."""
+        self.pool.close()
 
 
 def connect(address: str) -> RayEngine:

@@ -38,7 +38,7 @@ class Pool:
         return f"<Pool {self.actors}>"
 
     def close(self) -> None:
-        """End all actors, for a model that nobody serves."""
+        """End all actors that are left."""
         for actor in self.actors:
             actor.close()
 

@@ -153,12 +153,15 @@ def test_wrong_settings_file_is_one_clear_line(tmp_path, line, message):
 WITHOUT_NATIVE = "import sys; sys.modules['pygrpc_native'] = None"
 
 
-def test_a_transport_that_is_missing_is_named(repository, tmp_path):
-    """Asked for a transport that is not installed, the server says what to install."""
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT_NATIVE)
-    serve = ("serve", "--model-repository", repository.root, "--transport", "native")
-    result = tensorgate(*serve, PYTHONPATH=str(tmp_path))
-    told = "tensorgate: --transport native: not installed: pip install 'tensorgate[native]'\n"
+@pytest.mark.parametrize(
+    ("flag", "module", "extra"), [("--transport native", "pygrpc_native", "native"), ("--engine ray", "ray", "ray")]
+)
+def test_what_is_missing_is_named(repository, tmp_path, flag, module, extra):
+    """Asked for a transport or an engine that is not installed, the server says what to install."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules['{module}'] = None")
+    found_first = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    result = tensorgate("serve", "--model-repository", repository.root, *flag.split(), PYTHONPATH=found_first)
+    told = f"tensorgate: {flag}: not installed: pip install 'tensorgate[{extra}]'\n"
     assert (result.returncode, result.stderr) == (2, told)
 
 

@@ -123,6 +123,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> RepositoryBuilder:
     builder.add("unable", {"model.py": PLACE}, "instance_group { kind: KIND_GPU }")
     builder.add("amount", {"model.py": PLACE}, parameter("ray_num_cpus", "1.5"))
     builder.add("crashing", {"model.py": CRASHING}, "instance_group { count: 2 }" + SLIM)
+    builder.add("contrary", {"model.py": PLACE}, 'input { name: "z" data_type: TYPE_FP32 dims: 4 }')
     builder.add("broken", {"model.py": "import no_such_module\n"})
     folder = builder.add("files", {"model.py": FILES, "helper.py": "WORD = 'help'\n", "large": bytes(65 << 20)}, SLIM)
     builder.add("files", {"model.py": "not this one"}, version=3)
@@ -225,6 +226,7 @@ REFUSED = {
     "chosen": "instance_group gpus [0]: with --engine ray the cluster chooses GPUs: say KIND_GPU and leave gpus out",
     "unable": "backend 'python' uses no GPU: say KIND_CPU",
     "amount": "parameter 'ray_num_cpus': expected a number from 0, above 1 a whole one, as '0.5' or '2', got '1.5'",
+    "contrary": "config.pbtxt: the model has no input 'z': expected 'x'",
     "broken": "model.py line 1 does not import: ModuleNotFoundError: No module named 'no_such_module'",
 }
 
@@ -243,7 +245,7 @@ def test_who_waits_for_room_is_told_so(gateway: Gateway) -> None:
     config = {"parameters": {"ray_num_cpus": {"string_value": "5"}}}
     with pytest.raises(grpc.RpcError):
         gateway.stub.RepositoryModelLoad(request_load("place", config), timeout=1)
-    gateway.server.wait_for_log(r"no node of the cluster has 5 CPU, 0 GPU free for place/1#0: .* waiting for one")
+    gateway.server.wait_for_log(r"no node of the cluster has 5 CPU, 0 GPU free for place/1#0; .* waiting for one")
     eventually(lambda: index(gateway)["place/1"][0] == "UNAVAILABLE", timeout=90)
     assert "no node of the cluster has 5 CPU" in index(gateway)["place/1"][1]
 
