@@ -201,6 +201,7 @@ _START = (
 _JOIN = (
     "make this machine a node of the cluster: `ray start --address HEAD:6379 --num-cpus 0` if it is to compute nothing"
 )
+_IDENTIFY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the token that the cluster's head has"
 
 
 def _known(address: str) -> str:
@@ -234,8 +235,12 @@ def _reason(address: str, error: Exception) -> str:
         return " ".join(["the cluster runs other versions:", *told[1:]])
     if isinstance(error, ConnectionError) and "any running Ray" in text:
         return f"no Ray cluster on this machine\n{_START}"
-    first = str(error.__cause__ or error).partition("\n")[0]
-    return f"cannot join the Ray cluster at {address}: {first}\n{_JOIN}"
+    told = str(error.__cause__ or error).split("\n")
+    last = next(
+        line for line in reversed(told) if line.strip() or line is told[0]
+    )  # what Python says after a traceback
+    hint = _IDENTIFY if "authentication token" in last.lower() else _JOIN
+    return f"cannot join the Ray cluster at {address}: {last}\n{hint}"
 
 
 class _Notes(io.TextIOBase):

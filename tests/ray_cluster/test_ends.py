@@ -80,6 +80,15 @@ def test_a_cluster_for_this_machine_alone(nodes: Any, ray_serving: Any, slow: Pa
         assert f"tensorgate: no Ray cluster at {address}: " in server.log
 
 
+def test_a_cluster_wants_its_token(nodes: Any, head: str, slow: Path) -> None:
+    """A gateway without the cluster's token is told so, and what to set."""
+    flags = ("--model-repository", slow, "--engine", "ray", "--ray-address", nodes.address)
+    with launch(*flags, environment={**nodes.environment, "RAY_AUTH_TOKEN": "b" * 64}) as server:
+        assert server.wait() == 1
+        told = f"tensorgate: cannot join the Ray cluster at {nodes.address}: .*token is missing or incorrect.*"
+        server.wait_for_log(f"{told}\ntensorgate: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ")
+
+
 NO_CLUSTER = {
     "somewhere:6379x": "tensorgate: no Ray cluster at somewhere:6379x: expected HOST:PORT\n",
     "ray://127.0.0.1:10001": "tensorgate: --ray-address: ray://127.0.0.1:10001: expected HOST:PORT",
