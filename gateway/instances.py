@@ -30,6 +30,11 @@ class Instance(Protocol):
 
     inline: bool
 
+    @property
+    def available(self) -> bool:
+        """Whether it is there; what runs elsewhere may be away for a while, and batches then take longer."""
+        ...
+
     def run(self, batch: Batch, ended: Ended) -> None:
         """Start the batch; `ended` is called on the event loop, never before this returns."""
         ...
@@ -127,6 +132,11 @@ class ThreadInstance:
         self._contextual = contextual
         self._instance = instance
         self._workspace = Workspace()
+
+    @property
+    def available(self) -> bool:
+        """As `Instance.available`: as long as this process is."""
+        return True
 
     @classmethod
     async def start(cls, worker: Worker, model: base.Model) -> ThreadInstance:

@@ -9,10 +9,12 @@ from functools import partial
 
 from backends import base
 from backends.base import LoadError
-from backends.registry import BackendInfo, Registry
-from gateway import layout, model_config, parameters, placement, warmup
+from backends.registry import BackendInfo
+from gateway import layout, model_config, parameters, warmup
 from gateway.cache import ResponseCache
-from gateway.instances import ThreadInstance, Worker
+from gateway.contract import signature_of
+from gateway.engine import Engine
+from gateway.instances import Worker
 from gateway.model import ServedModel
 from gateway.runtime import Runtime
 from gateway.shared_memory import Regions
@@ -26,13 +28,13 @@ class Loader:
     """Loads versions of models.
 
     Attributes:
-        registry: the backends.
+        engine: where instances run.
         default_max_batch_size: rows, for a batching model that names no limit.
         cache: the server's.
         regions: of shared memory; None if tensors may not lie there.
     """
 
-    registry: Registry
+    engine: Engine
     default_max_batch_size: int
     cache: ResponseCache
     regions: Regions | None = None
@@ -47,12 +49,12 @@ class Loader:
         worker = Worker(f"{folder.name}/{version}#0")
         runtime: Runtime | None = None
         try:
-            info, source = await worker.submit(lambda: layout.source(folder, version, self.registry))
+            info, source = await worker.submit(lambda: layout.source(folder, version, self.engine.registry))
             runtime = Runtime(folder.name, info.platform or info.name)
             signature, config, devices = await self._load(folder, info, source, runtime, worker)
             for index, device in enumerate(devices):
                 owner = worker if index == 0 else Worker(f"{folder.name}/{version}#{index}")
-                runtime.instances.append(await ThreadInstance.start(owner, runtime.models[device]))
+                runtime.instances.append(await self.engine.start(owner, runtime.models[device]))
             served = ServedModel(version, config, runtime, self._cache_for(config, signature), self.regions)
             for instance in runtime.instances:
                 await warmup.run(served, instance, folder.path)
@@ -67,14 +69,12 @@ class Loader:
         self, folder: layout.ModelFolder, info: BackendInfo, source: base.ModelSource, runtime: Runtime, worker: Worker
     ) -> tuple[base.Signature, pb.ModelConfig, list[str]]:
         """Load a model for each device into the runtime; what they have in common, and each instance's device."""
-        backend = await worker.submit(lambda: self.registry.backend(info))
-        obstacle = partial(self.registry.obstacle, info, source)
-        declared = folder.declared.proto.instance_group
-        count = await worker.submit(lambda: self.registry.instances(info, source))
-        groups, devices = await worker.submit(lambda: placement.settle(declared, folder.name, obstacle, count))
+        declared = folder.declared.proto
+        groups, devices = await worker.submit(lambda: self.engine.settle(info, source, declared.instance_group))
+        backend = await worker.submit(lambda: self.engine.backend(info, declared, devices))
         for device in dict.fromkeys(devices):
             runtime.add(device, await worker.submit(partial(backend.load, replace(source, device=device))))
-        signature = _common({device: _normalised(model.signature) for device, model in runtime.models.items()})
+        signature = _common({device: signature_of(model) for device, model in runtime.models.items()})
         config = model_config.complete(folder.declared, signature, self.default_max_batch_size)
         _name(config, folder.name, info.name, source.file.name if source.file else "")
         del config.instance_group[:]
@@ -89,23 +89,6 @@ class Loader:
             _log.warning("model %s is declared non-deterministic: its responses are not cached", config.name)
             return None
         return self.cache
-
-
-def _normalised(signature: base.Signature) -> base.Signature:
-    """The signature in our own types: a foreign backend may give plain tuples."""
-    deterministic = getattr(signature, "deterministic", True)  # a foreign one need not have it
-    if not isinstance(deterministic, bool):
-        raise LoadError(f"deterministic is {deterministic!r}, expected True or False")
-    try:
-        return base.Signature(
-            tuple(base.TensorSpec.of(*spec) for spec in signature.inputs),
-            tuple(base.TensorSpec.of(*spec) for spec in signature.outputs),
-            signature.max_batch_size,
-            deterministic,
-            tuple(map(int, getattr(signature, "batch_sizes", ()))),  # nor this
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise LoadError(f"the backend's signature does not follow the contract: {error}") from error
 
 
 def _common(signatures: Mapping[str, base.Signature]) -> base.Signature:

@@ -38,12 +38,16 @@ class ModelReading:
         name, version: which.
         stats: a copy.
         waiting: requests that wait to be executed.
+        instances: how many it has.
+        available: how many of them are there, and not away for a while.
     """
 
     name: str
     version: str
     stats: ModelStatistics
     waiting: int
+    instances: int = 1
+    available: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,8 @@ _TRITON_COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...
 _GAUGES: tuple[tuple[str, str, Callable[[ModelReading], float]], ...] = (
     ("nv_inference_pending_request_count", "Requests that wait to be executed", lambda m: m.waiting),
     ("tensorgate_queue_depth", "Requests that wait to be executed", lambda m: m.waiting),
+    ("tensorgate_instances", "Instances of the model", lambda m: m.instances),
+    ("tensorgate_instances_available", "Those that are there: others come back by themselves", lambda m: m.available),
     ("nv_model_load_duration_secs", "Model load time in seconds", lambda m: m.stats.load_s),
     ("tensorgate_model_load_seconds", "How long loading took, warm-up included", lambda m: m.stats.load_s),
 )

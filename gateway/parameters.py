@@ -19,8 +19,13 @@ DETERMINISTIC = "deterministic"
 CACHE_TTL_S = "response_cache_ttl_s"
 """Seconds for which a cached response holds."""
 
-OWN = frozenset((PAD, BATCH_SIZES, DETERMINISTIC, CACHE_TTL_S))
+RAY_NUM_CPUS = "ray_num_cpus"
+"""Processors that Ray keeps for an instance; heeded with `--engine ray` alone, as the next one."""
 
+RAY_NUM_GPUS = "ray_num_gpus"
+"""GPUs that Ray keeps for an instance, or a part of one."""
+
+OWN = frozenset((PAD, BATCH_SIZES, DETERMINISTIC, CACHE_TTL_S, RAY_NUM_CPUS, RAY_NUM_GPUS))
 
 _LARGEST = 2**24  # of a dimension; more is a slip of the hand, and no memory would hold it
 
@@ -62,6 +67,24 @@ def cache_ttl_s(config: pb.ModelConfig) -> float:
     if not isfinite(seconds) or seconds <= 0:
         raise LoadError(f"parameter '{CACHE_TTL_S}': expected seconds above 0, as '300', got '{text}'")
     return seconds
+
+
+def amount(config: pb.ModelConfig, key: str, default: float) -> float:
+    """The parameter `key` as a number of things that may be shared: 0.5 is half of one.
+
+    Raises:
+        LoadError: it is no such number; of more than one only whole ones can be had.
+    """
+    text = _text(config, key, str(default))
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < _LARGEST or (number > 1 and number != int(number)):
+        raise LoadError(
+            f"parameter '{key}': expected a number from 0, above 1 a whole one, as '0.5' or '2', got '{text}'"
+        )
+    return number
 
 
 def sizes(text: str, key: str) -> tuple[int, ...]:

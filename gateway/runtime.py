@@ -1,4 +1,4 @@
-"""What a loaded version holds: the backend's models, and their instances on threads of their own."""
+"""What a loaded version holds: the backend's models, and their instances."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from backends import base
-from backends.base import LoadError
+from gateway.contract import memory_of
 from gateway.instances import ThreadInstance, Worker
 from gateway.remote.reading import ServerReading
 
@@ -39,7 +39,12 @@ class Runtime:
             LoadError: what it says of its memory does not follow the contract.
         """
         self.models[device] = model
-        self.memory.update(_memory(model))
+        self.memory.update(memory_of(model))
+
+    @property
+    def available(self) -> int:
+        """How many instances can run a batch now, or soon will: the others are away, and come back by themselves."""
+        return sum(instance.available for instance in self.instances)
 
     @property
     def servers(self) -> list[ServerReading]:
@@ -60,13 +65,3 @@ class Runtime:
             except Exception:
                 _log.warning("model %s failed to close", self.name, exc_info=True)
         worker.stop()
-
-
-def _memory(model: base.Model) -> dict[tuple[str, int], int]:
-    """What the model says its weights take, checked: statistics are to come to no harm by it."""
-    try:
-        stated = dict(getattr(model, "memory", {}))  # optional in the contract
-        devices = {device: device.partition(":") for device in stated}
-        return {(kind, int(number or 0)): int(stated[device]) for device, (kind, _, number) in devices.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise LoadError(f"the backend's `memory` is not as {{'CPU:0': bytes}}: {error}") from error

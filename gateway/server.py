@@ -17,11 +17,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from backends.registry import Registry
 from gateway import VERSION, layout, polling
 from gateway.cache import ResponseCache
+from gateway.engine import Engine, Threads
 from gateway.grpcio import GrpcioTransport
 from gateway.loader import Loader
 from gateway.logs import AccessLog, ServerLog
 from gateway.metrics import MetricsPage, ModelReading, Reading
 from gateway.metrics_http import MetricsEndpoint
+from gateway.model import ServedModel
 from gateway.native import NativeTransport
 from gateway.observing import Observer
 from gateway.repository import Repository
@@ -50,9 +52,10 @@ class Server:
     Args:
         settings: what it was told.
         log: clients may change what it takes.
+        engine: where models' instances run.
     """
 
-    def __init__(self, settings: Settings, log: ServerLog) -> None:
+    def __init__(self, settings: Settings, log: ServerLog, engine: Engine) -> None:
         self._settings = settings
         self._traces = Traces(settings, VERSION)
         access = AccessLog() if settings.access_log else None
@@ -62,7 +65,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
         self._regions = Regions(self._limit) if settings.allow_shared_memory else None
-        loader = Loader(Registry(), settings.default_max_batch_size, self._cache, self._regions)
+        loader = Loader(engine, settings.default_max_batch_size, self._cache, self._regions)
         self._repository = Repository(settings.model_repository, loader, self._note_model)
         self._wanted: list[str] = []
         self._polling: list[asyncio.Task[None]] = []
@@ -119,7 +122,7 @@ class Server:
         """All counters at this moment."""
         ready = self._repository.catalogue.ready("", "")
         return Reading(
-            [ModelReading(model.name, str(model.version), model.stats.copy(), model.waiting) for model in ready],
+            [_model_reading(model) for model in ready],
             in_flight=self._state.in_flight,
             streams=self._state.streams,
             cache_entries=self._cache.entries,
@@ -206,8 +209,10 @@ async def serve(settings: Settings, log: ServerLog) -> int:
 
     Raises:
         CannotListen: the address cannot be had.
+        EngineUnavailable: nor the engine.
     """
-    server = Server(settings, log)
+    engine = await asyncio.to_thread(_engine, settings)
+    server = Server(settings, log, engine)
     stop = asyncio.Event()
     _on_signals(stop)
     port = await server.start()
@@ -226,8 +231,24 @@ async def serve(settings: Settings, log: ServerLog) -> int:
     loading.cancel()
     _log.info("stopping: letting requests in flight finish (again to stop now)")
     finished = await server.drain()
+    await _within(asyncio.to_thread(engine.close), asyncio.get_running_loop().time() + _CLOSE_S)
     _log.info("stopped")
     return 0 if finished else 1
+
+
+def _model_reading(model: ServedModel) -> ModelReading:
+    runtime = model.runtime
+    counts = len(runtime.instances), runtime.available
+    return ModelReading(model.name, str(model.version), model.stats.copy(), model.waiting, *counts)
+
+
+def _engine(settings: Settings) -> Engine:
+    if settings.engine == "threads":
+        return Threads(Registry())
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # or a call after the end would start a cluster
+    from gateway.cluster import engine  # noqa: PLC0415  # an extra
+
+    return engine.connect(settings.ray_address)
 
 
 async def _within(work: Awaitable[None], deadline: float) -> bool:

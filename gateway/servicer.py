@@ -157,10 +157,10 @@ class Servicer:
 
     async def _model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         try:
-            self._catalogue.find(request.name, request.version)
+            model = self._catalogue.find(request.name, request.version)
         except (ModelNotFound, ModelNotReady):
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=True)
+        return pb.ModelReadyResponse(ready=model.runtime.available > 0)
 
     async def _server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         more = () if self._allowed.shared_memory is None else (_SHARED_MEMORY,)

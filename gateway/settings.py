@@ -76,6 +76,14 @@ class Settings(BaseSettings):
         "auto",
         description="native: HTTP/2 of our own on the event loop, the faster one; grpcio: gRPC's own; auto: native",
     )
+    engine: Literal["threads", "ray"] = Field(
+        "threads", description="Where instances run. threads: in this process; ray: as actors on a Ray cluster's nodes"
+    )
+    ray_address: str = Field(
+        "auto",
+        description="With --engine ray: HOST:PORT of the cluster's head; auto: RAY_ADDRESS, or the cluster that this "
+        "machine is a node of; local: a cluster of this machine alone, which ends with the server",
+    )
     tls_cert: Path | None = Field(
         None, description="With --tls-key: encrypt, by this certificate (PEM); a changed file is read again"
     )
@@ -139,6 +147,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _together(self) -> Self:
         self._check_tls()
+        if self.engine == "ray" and find_spec("ray") is None:
+            raise ValueError("--engine ray: not installed: pip install 'tensorgate[ray]'")
         if self.trace_rate is not None and not tracing_installed():
             raise ValueError("--trace-rate: tracing is not installed: pip install 'tensorgate[otlp]'")
         if self.load_model and self.model_control != "explicit":

@@ -13,6 +13,7 @@ from gateway.cache import ResponseCache
 from gateway.commands.failure import CommandFailed
 from gateway.commands.model import Model, Tensor
 from gateway.commands.requests import Inputs, make_requests
+from gateway.engine import Threads
 from gateway.errors import InvalidRequest
 from gateway.loader import Loader
 from gateway.model import ServedModel
@@ -32,7 +33,9 @@ async def load(settings: Settings, name: str, version: str) -> ServedModel:
     """
     folder = _folder(settings.model_repository, name)
     number = _version(folder, version)
-    loader = Loader(Registry(), settings.default_max_batch_size, ResponseCache(settings.cache_size_mb * 1024 * 1024))
+    loader = Loader(
+        Threads(Registry()), settings.default_max_batch_size, ResponseCache(settings.cache_size_mb * 1024 * 1024)
+    )
     try:
         return await loader.load(folder, number)
     except Exception as error:  # whatever a runtime or a `model.py` raises

@@ -24,6 +24,7 @@ from backends.registry import Registry
 from benchmarks.models import echo, floats
 from gateway import http2_frames as http2
 from gateway.cache import ResponseCache
+from gateway.engine import Threads
 from gateway.http2_headers import ALL_WELL
 from gateway.loader import Loader
 from gateway.logs import ServerLog
@@ -176,7 +177,9 @@ async def _servicer(folder: Path) -> Servicer:
     settings = Settings(_cli_parse_args=False, model_repository=folder)
     limit = settings.max_message_mb * 1024 * 1024
     log = ServerLog(settings.log_level, "human", sys.stderr)
-    loader = Loader(Registry(), settings.default_max_batch_size, ResponseCache(settings.cache_size_mb * 1024 * 1024))
+    loader = Loader(
+        Threads(Registry()), settings.default_max_batch_size, ResponseCache(settings.cache_size_mb * 1024 * 1024)
+    )
     repository = Repository(folder, loader, _nobody_told)
     await repository.load_each(await repository.announce(["*"]))
     observer = Observer(Traces(settings, "0"), log, None, limit)

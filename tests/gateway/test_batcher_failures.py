@@ -63,6 +63,20 @@ async def test_several_culprits(places):
 
 
 @on_fake_clock
+async def test_what_nobody_is_there_for_is_not_tried_apart():
+    """A batch whose instance is lost concerns all its members: each hears it, and none of them runs once more."""
+
+    def lost(_: object) -> None:
+        raise ModelNotReady("the process that executed the request ended")
+
+    rig = Rig(execute=lost)
+    calls = rig.ask_all([1, 2, 3, 4])
+    await rig.finish()
+    assert [call.failed_with for call in calls] == [ModelNotReady] * 4
+    assert rig.runs == [[1, 2, 3, 4]]
+
+
+@on_fake_clock
 async def test_hiccup_of_the_backend_fails_nobody():
     """A batch that fails once and then runs is answered, since its requests are not at fault."""
     failures = iter([RuntimeError("out of memory")])

@@ -196,6 +196,7 @@ def test_a_reload_starts_anew_and_what_is_unloaded_goes(repository: RepositoryBu
         assert values(start(gateway, "gated", 3)) == [6]
         assert of_model(scrape(gateway), "nv_inference_request_success", "gated") == {"": 1}
         assert of_model(scrape(gateway), "nv_model_load_duration_secs", "gated")[""] > 0
+        assert of_model(scrape(gateway), "tensorgate_instances_available", "gated") == {"": 1}
         repository.add("gated", {"model.py": moody(gate)["model.py"].replace("* 2", "* 5")})
         load(gateway, "gated")
         assert counts(statistics(gateway, "gated")) == {}

@@ -150,6 +150,15 @@ def test_wrong_settings_file_is_one_clear_line(tmp_path, line, message):
     assert result.stderr.count("\n") == 1
 
 
+def test_what_is_missing_is_named(repository, tmp_path):
+    """Asked for an engine that is not installed, the server says what to install."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ray'] = None")
+    found_first = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    result = tensorgate("serve", "--model-repository", repository.root, "--engine", "ray", PYTHONPATH=found_first)
+    told = "tensorgate: --engine ray: not installed: pip install 'tensorgate[ray]'\n"
+    assert (result.returncode, result.stderr) == (2, told)
+
+
 @pytest.mark.parametrize("carrier", ["native", "grpcio"])
 def test_port_in_use_is_one_clear_line(repository, carrier):
     """A taken port ends the start at once with one line and exit code 1."""
