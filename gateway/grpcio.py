@@ -31,6 +31,7 @@ from gateway.tracing import Metadata
 from gateway.transport import (
     STOPPED,
     CannotListen,
+    Limits,
     Method,
     OpenStream,
     Shortcut,
@@ -56,6 +57,9 @@ _NO_WAITING = 0.0
 _NEVER_S = 1e12
 """Times beyond are gRPC's way to say that there is none."""
 
+_NEVER_MS = (1 << 31) - 1
+"""An age, in gRPC's terms, that no connection reaches."""
+
 _LOOK_S = 0.01
 """How often to ask whether the last answers have left."""
 
@@ -68,7 +72,7 @@ class GrpcioTransport:
         methods: unary RPCs by path.
         streams: bidirectional RPCs by path.
         shortcuts: for unary RPCs, by path.
-        max_message_bytes: of a request or response.
+        limits: of messages and connections.
 
     Attributes:
         tls: encrypts connections, if it is set before `bind`.
@@ -82,15 +86,15 @@ class GrpcioTransport:
         methods: Mapping[str, Method],
         streams: Mapping[str, OpenStream],
         shortcuts: Mapping[str, Shortcut],
-        max_message_bytes: int,
+        limits: Limits,
     ) -> None:
         self._services = services
         self._methods = {path: (method, shortcuts.get(path)) for path, method in methods.items()}
         self._streams = streams
-        self.limit = max_message_bytes
+        self.limit = limits.message_bytes
         self._loop = asyncio.get_running_loop()
         self._events = cygrpc.CompletionQueue()
-        self._server = cygrpc.Server(_options(max_message_bytes), False)  # noqa: FBT003  # a foreign signature
+        self._server = cygrpc.Server(_options(limits), False)  # noqa: FBT003  # a foreign signature
         self._server.register_completion_queue(self._events)
         self._handed: list[Callable[[], object]] = []
         self.calls: set[Unary] = set()
@@ -218,10 +222,12 @@ def _call(functions: Sequence[Callable[[], object]]) -> None:
         function()
 
 
-def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    age_ms = min(limits.connection_age_s * 1000, _NEVER_MS)
     return [
         ("grpc.so_reuseport", 0),  # or a second server would silently share the port
-        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.max_connection_age_ms", int(age_ms)),
         ("grpc.max_send_message_length", -1),  # told in our own words
         ("grpc.max_concurrent_streams", _STREAMS),
         # Above its own small limits gRPC answers bursts with a random CANCELLED.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Any, TypeAlias, cast
 
 from gateway.http2_frames import (
@@ -83,13 +84,16 @@ class Connection(Incoming, Outgoing):
     Args:
         open_stream: begins a call.
         peers: it is among them as long as it is connected.
+        age_s: when it takes no further calls.
     """
 
-    def __init__(self, open_stream: Open, peers: set[Connection]) -> None:
+    def __init__(self, open_stream: Open, peers: set[Connection], age_s: float) -> None:
         Incoming.__init__(self)
         Outgoing.__init__(self)
         self._open_stream = open_stream
         self._peers = peers
+        self._age_s = age_s
+        self._retiring: asyncio.TimerHandle | None = None
         self._heads = Heads()
         self._block_of = (0, 0)  # stream of the headers that are not whole yet, and whether they end it
         self._latest = 0
@@ -103,10 +107,14 @@ class Connection(Incoming, Outgoing):
         self._transport.set_write_buffer_limits(_UNSENT)
         self._loop = asyncio.get_running_loop()
         self._peers.add(self)
+        if self._age_s < inf:
+            self._retiring = self._loop.call_later(self._age_s, self.leave)
 
     def connection_lost(self, _: Exception | None) -> None:
         """As `asyncio.Protocol`'s."""
         self._peers.discard(self)
+        if self._retiring:
+            self._retiring.cancel()
         self.drop()
 
     def pause_writing(self) -> None:

@@ -7,6 +7,7 @@ by then is there for the next batch.
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from gateway.http2_unary import Unary
 from gateway.services import Services
 from gateway.status import Status
 from gateway.tls import Tls, renewing
-from gateway.transport import STOPPED, CannotListen, Method, OpenStream, Shortcut, carry, end_of
+from gateway.transport import STOPPED, CannotListen, Limits, Method, OpenStream, Shortcut, carry, end_of
 
 _BACKLOG = 4096
 """Connections that may wait to be taken."""
@@ -40,7 +41,7 @@ class NativeTransport:
         methods: unary RPCs by path.
         streams: bidirectional RPCs by path.
         shortcuts: for unary RPCs, by path.
-        max_message_bytes: of a request or response.
+        limits: of messages and connections.
 
     Attributes:
         tls: encrypts connections, if it is set before `start`.
@@ -54,12 +55,12 @@ class NativeTransport:
         methods: Mapping[str, Method],
         streams: Mapping[str, OpenStream],
         shortcuts: Mapping[str, Shortcut],
-        max_message_bytes: int,
+        limits: Limits,
     ) -> None:
         self._services = services
         self._methods = {path: (method, shortcuts.get(path)) for path, method in methods.items()}
         self._streams = streams
-        self._limit = max_message_bytes
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._peers: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,12 +121,13 @@ class NativeTransport:
             await asyncio.sleep(_LOOK_S)
 
     def _connection(self) -> Connection:
-        return Connection(self._open, self._peers)
+        age_s = self._limits.connection_age_s * random.uniform(0.9, 1.1)  # noqa: S311  # who came together is not to leave so
+        return Connection(self._open, self._peers, age_s)
 
     def _open(self, connection: Connection, number: int, head: Head) -> Stream:
         if found := self._methods.get(head.path):
-            return Unary(connection, number, head, found, self._limit)
-        call = Call(connection, number, head, self._limit)
+            return Unary(connection, number, head, found, self._limits.message_bytes)
+        call = Call(connection, number, head, self._limits.message_bytes)
         call.task = self._loop.create_task(self._serve(call, head))
         self._tasks.add(call.task)
         call.task.add_done_callback(self._tasks.discard)

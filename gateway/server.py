@@ -34,7 +34,7 @@ from gateway.shared_memory import Regions
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
 from gateway.traces import Traces
-from gateway.transport import CannotListen, Transport
+from gateway.transport import CannotListen, Limits, Transport
 from tensorgate_client.wire import inference_pb2, model_config_pb2
 
 _log = logging.getLogger(__name__)
@@ -143,7 +143,9 @@ class Server:
         services = Services()
         self._add_services(services)
         kind = NativeTransport if self._settings.native else GrpcioTransport
-        transport = kind(services, methods, streams, servicer.shortcuts(), limit)
+        transport = kind(
+            services, methods, streams, servicer.shortcuts(), Limits(limit, self._settings.max_connection_age_s)
+        )
         transport.tls = self._settings.tls
         return transport
 

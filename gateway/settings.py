@@ -6,6 +6,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -109,6 +110,12 @@ class Settings(BaseSettings):
     max_message_mb: int = Field(64, ge=1, le=2047, description="Largest request or response, in MiB")
     stream_window: int = Field(
         256, ge=1, description="Requests of one ModelStreamInfer stream under way at once; beyond them, it is not read"
+    )
+    max_connection_age_s: float = Field(
+        inf,
+        gt=0,
+        description="Seconds after which a connection takes no further calls, so that clients who balance by themselves "
+        "look for servers that came later",
     )
     shutdown_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight get to finish on SIGTERM"

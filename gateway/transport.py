@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -68,6 +69,20 @@ class Conversation(Protocol):
 
 class CannotListen(Exception):
     """The address is taken, or not this machine's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a transport holds its callers to.
+
+    Attributes:
+        message_bytes: of a request or response.
+        connection_age_s: after some so many seconds, a tenth more or less, a connection takes no further calls: its client
+            opens another one, and sees servers that came later.
+    """
+
+    message_bytes: int
+    connection_age_s: float = inf
 
 
 class Transport(Protocol):

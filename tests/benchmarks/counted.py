@@ -38,7 +38,7 @@ from gateway.state import ServerState
 from gateway.status import Status
 from gateway.streaming import StreamLimits
 from gateway.traces import Traces
-from gateway.transport import carry
+from gateway.transport import Limits, carry
 from tensorgate_client import encode_infer_request
 
 _PLAIN, _CACHED = "echo", "kept"
@@ -142,7 +142,7 @@ class _Sender:
     async def over_http2(self, model: str, count: int) -> None:
         """One after the other, over a connection."""
         methods, shortcuts = self._servicer.methods(), self._servicer.shortcuts()
-        transport = NativeTransport(Services(), methods, {}, shortcuts, 1 << 20)
+        transport = NativeTransport(Services(), methods, {}, shortcuts, Limits(1 << 20))
         port = transport.bind("127.0.0.1:0")
         await transport.start()
         loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ from gateway.http2_call import Call
 from gateway.native import NativeTransport
 from gateway.services import Services
 from gateway.status import Status
+from gateway.transport import Limits
 
 LIMIT = 8 << 20
 SIZES = (0, 1, 5, 16_384, 65_535, 1 << 20, 5 << 20, 3)
@@ -44,7 +45,7 @@ class Endpoint(Services):
         self.call = self.channel.stream_stream("/any/Method")
 
     async def _start(self) -> int:
-        self.server = NativeTransport(self, {}, {}, {}, LIMIT)
+        self.server = NativeTransport(self, {}, {}, {}, Limits(LIMIT))
         port = self.server.bind("127.0.0.1:0")
         await self.server.start()
         return port

@@ -6,6 +6,7 @@ import queue
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -271,3 +272,27 @@ def test_deadline_passes_while_the_model_works(slow, gate):
         gate.open()
         assert value_of(start(gateway, 3)) == 3
         assert "Traceback" not in gateway.server.log
+
+
+def test_connections_grow_old(slow, gate):
+    """With --max-connection-age-s a client's calls move to new connections, and none of them fails or is cut off."""
+    with serving(slow, "--max-connection-age-s", "0.5") as gateway:
+        call = start(gateway, 1)
+        eventually(gate.begun)
+
+        def peers() -> set[str]:
+            found = [gateway.stub.ServerLive.with_call(pb.ServerLiveRequest(), timeout=60)[1].code() for _ in range(5)]
+            assert set(found) == {grpc.StatusCode.OK}
+            return connections(gateway)
+
+        first = peers()
+        eventually(lambda: not first & peers() or len(peers() - first) > 1)
+        gate.open()
+        assert value_of(call) == 1
+
+
+def connections(gateway: Gateway) -> set[str]:
+    """The ports that this process has connected to the server from."""
+    port = f":{int(gateway.address.rsplit(':', 1)[1]):04X}"
+    lines = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+    return {line.split()[1] for line in lines if line.split()[2].endswith(port) and line.split()[3] == "01"}
