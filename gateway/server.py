@@ -143,9 +143,8 @@ class Server:
         services = Services()
         self._add_services(services)
         kind = NativeTransport if self._settings.native else GrpcioTransport
-        transport = kind(
-            services, methods, streams, servicer.shortcuts(), Limits(limit, self._settings.max_connection_age_s)
-        )
+        held_to = Limits(limit, self._settings.max_connection_age_s)
+        transport = kind(services, methods, streams, servicer.shortcuts(), held_to)
         transport.tls = self._settings.tls
         return transport
 

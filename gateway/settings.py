@@ -114,8 +114,8 @@ class Settings(BaseSettings):
     max_connection_age_s: float = Field(
         inf,
         gt=0,
-        description="Seconds after which a connection takes no further calls, so that clients who balance by themselves "
-        "look for servers that came later",
+        description="Seconds after which a connection takes no further calls, so that clients who balance by "
+        "themselves find servers that came later",
     )
     shutdown_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that requests in flight get to finish on SIGTERM"

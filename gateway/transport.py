@@ -77,8 +77,8 @@ class Limits:
 
     Attributes:
         message_bytes: of a request or response.
-        connection_age_s: after some so many seconds, a tenth more or less, a connection takes no further calls: its client
-            opens another one, and sees servers that came later.
+        connection_age_s: after which, a tenth more or less, a connection takes no further calls: its client opens another
+            one, and sees servers that came later.
     """
 
     message_bytes: int
