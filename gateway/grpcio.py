@@ -117,7 +117,7 @@ class GrpcioTransport:
             self._accept()
         threading.Thread(target=self._receive, name="grpcio-transport", daemon=True).start()
 
-    def turn_away(self) -> None:
+    async def turn_away(self) -> None:
         """As `Transport.turn_away`: connections are told to open no further streams."""
         if not self._shutting:
             self._shutting = True
@@ -135,7 +135,7 @@ class GrpcioTransport:
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
-        self.turn_away()
+        await self.turn_away()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._shut.wait(), grace_s or 0)
         for call in list(self.calls):

@@ -198,7 +198,7 @@ class Connection(Incoming, Outgoing):
         if not number & 1:
             raise Violation(PROTOCOL_ERROR, f"a stream of number {number}")
         self._latest = number
-        if len(self.streams) >= STREAMS or self._leaving:
+        if len(self.streams) >= STREAMS or self._left:
             self.reset(number, REFUSED_STREAM)
         elif head.refusal:
             self.send_headers(number, head.refusal, ended=True)
@@ -266,14 +266,19 @@ class Connection(Incoming, Outgoing):
             self.finish()
 
     def leave(self) -> None:
-        """Open no further streams, and close when the last one is over.
+        """Have the peer open no further streams, and close when the last one is over.
 
-        What the peer sends before it knows is refused in a way that tells it that nothing has been done.
+        What it sends before it knows is served; then it is told which stream was the last (RFC 9113, 6.8).
         """
         if not self._leaving:
             self._leaving = True
             self._farewell(MOST, NO_ERROR)
             self.write(frame(PING, 0, 0, b"farewell"))  # its answer comes behind what the peer had already sent
+
+    @property
+    def knows(self) -> bool:
+        """Whether the peer knows that it is to go elsewhere, if it is one at all."""
+        return self._left or not self.begun or self._transport.is_closing()
 
     def _leave_now(self) -> None:
         """Say what the last stream was, now that no further one can come."""

@@ -35,12 +35,13 @@ class Incoming(asyncio.Protocol):
 
     Attributes:
         block: headers that are not whole yet, if there are any: nothing else may come between.
+        begun: whether the peer has shown that it speaks HTTP/2.
     """
 
     def __init__(self) -> None:
         self.block: list[bytes] | None = None
         self._unread = b""
-        self._begun = False
+        self.begun = False
         self._data: tuple[int, int, int] | None = None  # what of a frame is still to come
 
     def begin(self) -> None:
@@ -82,7 +83,7 @@ class Incoming(asyncio.Protocol):
         """Take frames; how many bytes have been."""
         size = len(data)
         at = 0
-        if not self._begun:
+        if not self.begun:
             if not self._begins(data):
                 return 0
             at = len(PREFACE)
@@ -118,11 +119,11 @@ class Incoming(asyncio.Protocol):
 
     def _begins(self, data: bytes) -> bool:
         if data.startswith(PREFACE):
-            self._begun = True
+            self.begun = True
             self.begin()
         elif not PREFACE.startswith(data[: len(PREFACE)]):
             self.turn_down()
-        return self._begun
+        return self.begun
 
     def _more_data(self, data: bytes) -> int:
         """Take what a frame has still to bring; how many bytes."""

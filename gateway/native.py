@@ -29,6 +29,9 @@ _BACKLOG = 4096
 _LOOK_S = 0.01
 """How often to ask whether the last answers have left."""
 
+_WAY_S = 1.0
+"""How long a peer may take to say that it knows."""
+
 _SILENCE_S, _ASKED_S, _ASKED = 60, 10, 6
 """When to ask a silent peer's machine whether it is still there, how often, how many times."""
 
@@ -84,12 +87,16 @@ class NativeTransport:
             server = await self._loop.create_server(self._connection, sock=each, backlog=_BACKLOG, ssl=context)
             self._servers.append(server)
 
-    def turn_away(self) -> None:
-        """As `Transport.turn_away`: what a peer sends before it knows is refused as not begun."""
+    async def turn_away(self) -> None:
+        """As `Transport.turn_away`: what peers send before they know is served."""
         for server in self._servers:
             server.close()
         for peer in list(self._peers):
             peer.leave()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WAY_S):
+                while not all(peer.knows for peer in self._peers):  # noqa: ASYNC110  # as below
+                    await asyncio.sleep(_LOOK_S)
 
     async def sent(self) -> None:
         """As `Transport.sent`."""
@@ -98,7 +105,6 @@ class NativeTransport:
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
-        self.turn_away()
         if self._tasks and grace_s:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for peer in self._peers:

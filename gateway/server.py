@@ -173,7 +173,7 @@ class Server:
         grace = self._settings.shutdown_grace_s
         now = asyncio.get_running_loop().time
         deadline = now() + grace
-        self._transport.turn_away()  # first: what is refused by it, clients send elsewhere by themselves
+        await self._transport.turn_away()  # first: until clients know, they are served
         drained = asyncio.create_task(self._state.drained())  # refuses what comes from now on
         for task in self._polling:
             task.cancel()

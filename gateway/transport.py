@@ -77,8 +77,8 @@ class Limits:
 
     Attributes:
         message_bytes: of a request or response.
-        connection_age_s: after which, a tenth more or less, a connection takes no further calls: its client opens another
-            one, and sees servers that came later.
+        connection_age_s: after which, a tenth more or less, a connection takes no further calls: its client opens
+            another one, and sees servers that came later.
     """
 
     message_bytes: int
@@ -100,8 +100,8 @@ class Transport(Protocol):
         """Answer what arrives."""
         ...
 
-    def turn_away(self) -> None:
-        """Send clients elsewhere where the transport can; what has arrived is still answered."""
+    async def turn_away(self) -> None:
+        """Send clients elsewhere, and return when they know it; what has arrived is still answered."""
         ...
 
     async def sent(self) -> None:

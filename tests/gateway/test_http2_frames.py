@@ -268,9 +268,10 @@ def test_a_message_announced_too_large(peer: Peer) -> None:
 
 
 def test_calls_that_cross_the_farewell(repository: RepositoryBuilder, tmp_path: Path) -> None:
-    """While the server drains, what is sent before its farewell has arrived is refused as not begun; the rest ends."""
+    """A server that stops serves what was sent before its farewell had arrived, and refuses what comes afterwards."""
     gate = Gate(tmp_path / "gate")
     repository.add("slow", gate.files, gate.config)
+    repository.add("echo", config=ECHO)
     begun = request("slow", {"x": np.ones(1, np.float32)}).SerializeToString()
     framed = b"\0" + len(begun).to_bytes(4, "big") + begun
     with serving(repository.root, environment=NATIVE) as gateway, connect(gateway) as connection:
@@ -279,15 +280,15 @@ def test_calls_that_cross_the_farewell(repository: RepositoryBuilder, tmp_path: 
         eventually(gate.begun)
         gateway.server.signal()
         told = next(payload for kind, _, payload in peer.frames if kind == GOAWAY)
-        assert told[:4] == b"\x7f\xff\xff\xff"  # any stream may still have been on its way
+        assert told[:4] == b"\x7f\xff\xff\xff"  # any stream may still be on its way
         peer.send(call(3))
-        assert next((stream, payload) for kind, stream, payload in peer.frames if kind == RESET) == (
-            3,
-            bytes(3) + b"\7",
-        )
+        assert peer.is_answered(3)
         peer.send(frame(PING, 1, 0, b"farewell"))
         told = next(payload for kind, _, payload in peer.frames if kind == GOAWAY)
         assert told == bytes(3) + b"\3" + bytes(4)
+        peer.send(call(5))
+        refused = next((stream, payload) for kind, stream, payload in peer.frames if kind == RESET)
+        assert refused == (5, bytes(3) + b"\7")
         gate.open()
         assert peer.answer(1)[0]["grpc-status"] == "0"
         assert list(peer.frames) == []
