@@ -20,15 +20,16 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 # repeating them may undo what somebody else did meanwhile; streams, since gRPC cannot repeat what they have sent.
 _RETRIED = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex")
 
-# Only UNAVAILABLE: another replica, or the same one in a moment, can answer. RESOURCE_EXHAUSTED says that the server
-# has too much to do, and more requests make it worse, or that a message is too large, and it stays so.
+# Another replica, or the same one in a moment, can answer. CANCELLED is what gRPC's core says of calls that reach it
+# while its farewell (GOAWAY) is on the way: they have not been executed. Not RESOURCE_EXHAUSTED: a server has too much to
+# do, and more requests make it worse, or a message is too large, and it stays so.
 # 0.1 + 0.2 + 0.4 + 0.8 s: after a refused connection gRPC waits 1 s for the next, so the last attempts can succeed.
 _RETRY_POLICY = {
     "maxAttempts": 5,
     "initialBackoff": "0.1s",
     "maxBackoff": "1s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 # Retries stop after some 500 failures in a row, and come back with successes: they add at most a tenth of the load. It

@@ -28,6 +28,9 @@ _FOR_EVER_MS = 1e12  # 30 years; gRPC cannot count on without end
 _GAVE_UP_WAITING = "Deadline Exceeded"
 """What gRPC says when it is the client whose patience ended; a server says more."""
 
+_CUT_OFF = "RST_STREAM"
+"""In what gRPC says of a call that ended without a status: a balancer has lost the server that was answering."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
@@ -130,6 +133,8 @@ class Session:
     def failure(self, code: StatusCode, details: str | None, deadline: Deadline | None) -> InferenceError:
         """An RPC's status as our error."""
         message = details or "the server gave no reason"
+        if code is StatusCode.INTERNAL and _CUT_OFF in message:
+            code = StatusCode.UNAVAILABLE
         if code is StatusCode.UNAVAILABLE:
             message = f"{self.address}: {message}"
         elif code is StatusCode.DEADLINE_EXCEEDED and deadline and message == _GAVE_UP_WAITING:
