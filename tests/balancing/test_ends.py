@@ -17,7 +17,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_gateway_that_is_stopped(running: Balanced, gate: Gate) -> None:
-    """On SIGTERM no call is lost or computed twice, also while a long one holds up the end; later it gets calls again."""
+    """On SIGTERM no call is lost or computed twice, also while a long one holds up the end; its successor gets some."""
     leaving, before = running.members[0], len(gate.begun())
     with Load(running) as load, connected(leaving.server, leaving.address) as direct:
         load.goes_on()

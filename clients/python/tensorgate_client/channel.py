@@ -21,8 +21,8 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _RETRIED = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex")
 
 # Another replica, or the same one in a moment, can answer. CANCELLED is what gRPC's core says of calls that reach it
-# while its farewell (GOAWAY) is on the way: they have not been executed. Not RESOURCE_EXHAUSTED: a server has too much to
-# do, and more requests make it worse, or a message is too large, and it stays so.
+# while its farewell (GOAWAY) is on the way: they have not been executed. Not RESOURCE_EXHAUSTED: a server has too much
+# to do, and more requests make it worse, or a message is too large, and it stays so.
 # 0.1 + 0.2 + 0.4 + 0.8 s: after a refused connection gRPC waits 1 s for the next, so the last attempts can succeed.
 _RETRY_POLICY = {
     "maxAttempts": 5,
