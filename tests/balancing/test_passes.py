@@ -22,6 +22,7 @@ ONE = np.float32([[1]])
 @pytest.fixture(scope="module")
 def through(fleet: Balanced) -> Iterator[Gateway]:
     """A channel to what stands in front of the gateways."""
+    fleet.mend()
     with connected(fleet.members[0].server, fleet.address) as gateway:
         yield gateway
 

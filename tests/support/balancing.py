@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -129,9 +130,8 @@ def balanced(kind: str, members: list[Member], folder: Path) -> Iterator[Balance
     port = free_port()
     process = start(folder, {8001: members[0].port, 8011: members[1].port, 8080: port, 9902: free_port()})
     try:
-        found = Balanced(members, f"127.0.0.1:{port}")
-        found.mend()
-        yield found
+        eventually(lambda: _listens(port) or process.poll() is not None)
+        yield Balanced(members, f"127.0.0.1:{port}")
     finally:
         process.terminate()
         process.wait(60)
@@ -156,6 +156,11 @@ def _envoy(folder: Path, ports: Mapping[int, int]) -> subprocess.Popen[bytes]:
     file.write_text(_with_ports(text, {**ports, 9901: free_port()}))
     command = [ENVOY, "-c", file, "--use-dynamic-base-id", "--concurrency", "2", "--log-path", folder / "envoy.log"]
     return subprocess.Popen(command)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _with_ports(text: str, ports: Mapping[int, int]) -> str:
