@@ -78,16 +78,16 @@ class Balanced:
     Attributes:
         members: the gateways.
         address: of whatever spreads calls over them.
-        by_client: whether that is the client itself.
+        kind: of that: `nginx`, `envoy`, or the `client` itself.
     """
 
     members: list[Member]
     address: str
-    by_client: bool = False
+    kind: str
 
-    def client(self) -> InferenceClient:
+    def client(self, *, retry: bool = True) -> InferenceClient:
         """A client as its users make it."""
-        return InferenceClient(self.address, balance=self.by_client)
+        return InferenceClient(self.address, balance=self.kind == "client", retry=retry)
 
     def mend(self) -> None:
         """Have all gateways run, and get calls."""
@@ -97,13 +97,14 @@ class Balanced:
         before, sent = self.executed, 0
         each = [member.executed for member in self.members]
         with self.client() as client:
+            eventually(client.is_ready)
             while any(member.executed == least for member, least in zip(self.members, each, strict=True)):
                 sent += infer(client, 1)
             eventually(lambda: self.executed == before + sent)  # the last line of the log, too, is there
 
     @property
     def executed(self) -> int:
-        """See `Member.executed`; of all of them."""
+        """Calls, and requests of streams, that the model `echo` has answered on all of them."""
         return sum(member.executed for member in self.members)
 
 
@@ -124,14 +125,14 @@ def gateways(repository: Path, environment: Mapping[str, str]) -> Iterator[list[
 def balanced(kind: str, members: list[Member], folder: Path) -> Iterator[Balanced]:
     """Gateways behind `nginx`, behind `envoy`, or spread over by the client."""
     if kind == "client":
-        yield Balanced(members, "ipv4:" + ",".join(member.address for member in members), by_client=True)
+        yield Balanced(members, "ipv4:" + ",".join(member.address for member in members), kind)
         return
     start = {"nginx": _nginx, "envoy": _envoy}[kind]
     port = free_port()
     process = start(folder, {8001: members[0].port, 8011: members[1].port, 8080: port, 9902: free_port()})
     try:
         eventually(lambda: _listens(port) or process.poll() is not None)
-        yield Balanced(members, f"127.0.0.1:{port}")
+        yield Balanced(members, f"127.0.0.1:{port}", kind)
     finally:
         process.terminate()
         process.wait(60)
@@ -180,7 +181,6 @@ class Load:
     """Callers and streams that go on, whatever happens, until the `with` block is left.
 
     Attributes:
-        answered: calls, and requests of streams, that have been answered as they should.
         failed: how calls have failed.
         broken: how streams have ended early; each went on in another one from its first unanswered request on.
     """
@@ -195,12 +195,12 @@ class Load:
 
     @property
     def answered(self) -> int:
-        """See above."""
+        """How many calls, and requests of streams, have been answered as they should."""
         return sum(self._answered)
 
     def __enter__(self) -> Load:
         self._before = self._balanced.executed
-        self._client = self._balanced.client()
+        self._client = self._balanced.client(retry=self._balanced.kind != "envoy")  # which repeats calls by itself
         work = [self._call] * CALLERS + [self._stream] * STREAMS
         self._answered = [0] * len(work)
         self._threads = [threading.Thread(target=self._run, args=(each, number)) for number, each in enumerate(work)]
