@@ -60,6 +60,13 @@ class Member:
         self.start()
         self.server.wait_until_ready()
 
+    def settle(self) -> None:
+        """Return when its log has all that it has answered: the line of one more call is there."""
+        before = len(self.lines(rpc="ServerLive"))
+        with InferenceClient(self.address) as client:
+            assert client.is_live()
+        eventually(lambda: len(self.lines(rpc="ServerLive")) > before)
+
     @property
     def executed(self) -> int:
         """Calls, and requests of streams, that the model `echo` has answered in all its runs."""
@@ -94,13 +101,18 @@ class Balanced:
         for member in self.members:
             if member.server.process.poll() is not None:
                 member.restart()
-        before, sent = self.executed, 0
-        each = [member.executed for member in self.members]
+        self.settle()
+        before = [member.executed for member in self.members]
         with self.client() as client:
             eventually(client.is_ready)
-            while any(member.executed == least for member, least in zip(self.members, each, strict=True)):
-                sent += infer(client, 1)
-            eventually(lambda: self.executed == before + sent)  # the last line of the log, too, is there
+            while any(member.executed == least for member, least in zip(self.members, before, strict=True)):
+                infer(client, 1)
+        self.settle()
+
+    def settle(self) -> None:
+        """Return when the gateways' logs have all that they have answered."""
+        for member in self.members:
+            member.settle()
 
     @property
     def executed(self) -> int:
