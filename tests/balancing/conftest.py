@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -45,12 +44,7 @@ def members(tmp_path_factory: pytest.TempPathFactory, slow: Gate, collector: Col
     repository.add("late", config=ECHO + parameter("delay_ms", 300))
     repository.add("slow", slow.files, slow.config)
     repository.add("moody", {"model.py": MOODY}, "max_batch_size: 64\n" + parameter("gate", repository.root / "gate"))
-    environment = {
-        "TENSORGATE_TRACE_RATE": "0",
-        "TENSORGATE_MAX_MESSAGE_MB": "16",
-        # The native transport has no way to send nginx elsewhere while it drains, which asks nobody for his health.
-        "TENSORGATE_TRANSPORT": os.environ.get("TENSORGATE_TRANSPORT", "grpcio"),
-    }
+    environment = {"TENSORGATE_TRACE_RATE": "0", "TENSORGATE_MAX_MESSAGE_MB": "16"}
     with gateways(repository.root, {**collector.environment(), **environment}) as members:
         yield members
 
