@@ -97,7 +97,7 @@ class TLS:
             ) from None
 
 
-def channel_options(address: str, *, retry: bool, balance: bool) -> list[tuple[str, Any]]:
+def channel_options(address: str, *, retry: bool, balance: bool = False) -> list[tuple[str, Any]]:
     """Options for a channel to `address`, sync or aio."""
     options = list(_OPTIONS)
     if is_local(address):  # what may not leave this machine, as a token, must not go through a proxy either
