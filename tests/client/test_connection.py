@@ -23,10 +23,11 @@ X = np.array([[1, 2]], np.float32)
 BEARER = "abcd1234"
 
 
-def test_a_server_away_for_a_moment_is_asked_again(connect, fake, address):
-    """A call that finds the server unavailable is repeated until it is answered, five times at most."""
+@pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.CANCELLED])
+def test_a_server_away_for_a_moment_is_asked_again(connect, fake, address, code):
+    """A call that finds the server unavailable, or leaving, is repeated until it is answered, five times at most."""
     client = connect(address)
-    fake.failures = [StatusCode.UNAVAILABLE] * 4
+    fake.failures = [code] * 4
     assert client.infer("double", {"x": X})["y"].tolist() == [[2, 4]]
     assert fake.asked.count("ModelInfer") == 5
 

@@ -124,19 +124,22 @@ class FakeInference(GRPCInferenceServiceServicer):
 
 @contextmanager
 def serving_fake(
-    servicer: FakeInference, credentials: grpc.ServerCredentials | None = None, port: int = 0
+    servicer: FakeInference,
+    credentials: grpc.ServerCredentials | None = None,
+    port: int = 0,
+    host: str = "127.0.0.1",
 ) -> Iterator[str]:
     """Its address, while it serves; on a free port if none is given."""
     pool = ThreadPoolExecutor(8)
     server = grpc.server(pool, options=[("grpc.max_receive_message_length", -1)])
     add_GRPCInferenceServiceServicer_to_server(servicer, server)
     if credentials:
-        port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
+        port = server.add_secure_port(f"{host}:{port}", credentials)
     else:
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        port = server.add_insecure_port(f"{host}:{port}")
     server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"{host}:{port}"
     finally:
         servicer.held.set()
         server.stop(None).wait()

@@ -14,7 +14,6 @@ import grpc.aio
 
 from tensorgate_client import calls, streaming
 from tensorgate_client.calls import Inputs
-from tensorgate_client.channel import channel_options
 from tensorgate_client.client import answers, blocking_channel
 from tensorgate_client.errors import InferenceError
 from tensorgate_client.session import Client, Session, Steps, looks_like
@@ -85,9 +84,9 @@ class InferenceClient(Client):
     ) -> None:
         await self.close()
 
-    def _open(self, *, retry: bool) -> None:
+    def _open(self, options: list[tuple[str, Any]]) -> None:
         self._loop = asyncio.get_running_loop()  # where there is none, gRPC would take one that never runs
-        session, options = self._session, channel_options(self._session.address, retry=retry)
+        session = self._session
         if session.tls:
             self._channel = grpc.aio.secure_channel(session.address, session.tls.credentials(), options)
         else:
@@ -95,7 +94,7 @@ class InferenceClient(Client):
         self._stub = GRPCInferenceServiceStub(self._channel)
         # When a server ends a stream that is being written to, grpc.aio often loses its status and reports INTERNAL
         # (grpc issue 36066). So streams are calls of the other API, read by a thread, on a connection of their own.
-        self._stream_channel = blocking_channel(session, retry=retry)
+        self._stream_channel = blocking_channel(session, options)
         self._stream_stub = GRPCInferenceServiceStub(self._stream_channel)
 
     async def _run(self, steps: Steps[R]) -> R:

@@ -20,19 +20,24 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 # repeating them may undo what somebody else did meanwhile; streams, since gRPC cannot repeat what they have sent.
 _RETRIED = ("ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex")
 
-# Only UNAVAILABLE: another replica, or the same one in a moment, can answer. RESOURCE_EXHAUSTED says that the server
-# has too much to do, and more requests make it worse, or that a message is too large, and it stays so.
+# Another replica, or the same one in a moment, can answer. CANCELLED is what gRPC's core says of calls that reach it
+# while its farewell (GOAWAY) is on the way: they have not been executed. Not RESOURCE_EXHAUSTED: a server has too much
+# to do, and more requests make it worse, or a message is too large, and it stays so.
 # 0.1 + 0.2 + 0.4 + 0.8 s: after a refused connection gRPC waits 1 s for the next, so the last attempts can succeed.
 _RETRY_POLICY = {
     "maxAttempts": 5,
     "initialBackoff": "0.1s",
     "maxBackoff": "1s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
-# Retries stop after some 100 failures in a row, and come back with successes: they add at most a tenth of the load.
-_RETRY_THROTTLING = {"maxTokens": 200, "tokenRatio": 0.1}
+# Retries stop after some 500 failures in a row, and come back with successes: they add at most a tenth of the load. It
+# is the most that gRPC takes: as many calls may be under way to a gateway that is killed.
+_RETRY_THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
+
+# Calls go round the servers whose health is SERVING; a server that knows no health checks counts as healthy.
+_BALANCED = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", -1),  # tensors are large; what is too large is the server's to say
@@ -92,31 +97,41 @@ class TLS:
             ) from None
 
 
-def channel_options(address: str, *, retry: bool) -> list[tuple[str, Any]]:
+def channel_options(address: str, *, retry: bool, balance: bool = False) -> list[tuple[str, Any]]:
     """Options for a channel to `address`, sync or aio."""
     options = list(_OPTIONS)
     if is_local(address):  # what may not leave this machine, as a token, must not go through a proxy either
         options.append(("grpc.enable_http_proxy", 0))
-    if not retry:  # gRPC still repeats by itself what certainly reached no server
-        return options
-    names = [{"service": _SERVICE, "method": method} for method in _RETRIED]
-    config = {
-        "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
-        "retryThrottling": _RETRY_THROTTLING,
-    }
-    return [
-        *options,
-        ("grpc.service_config", json.dumps(config)),
-        ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),  # by default a request of over 256 KiB is not retried
-    ]
+    if "," in address:  # gRPC would send the whole list as :authority, which is none, and some servers refuse that
+        options.append(("grpc.default_authority", _addresses(address)[0]))
+    config: dict[str, Any] = dict(_BALANCED) if balance else {}
+    if retry:  # without, gRPC still repeats by itself what certainly reached no server
+        names = [{"service": _SERVICE, "method": method} for method in _RETRIED]
+        config["methodConfig"] = [{"name": names, "retryPolicy": _RETRY_POLICY}]
+        config["retryThrottling"] = _RETRY_THROTTLING
+        # By default a request of over 256 KiB is not retried.
+        options.append(("grpc.per_rpc_retry_buffer_size", 2**31 - 1))
+    return [*options, ("grpc.service_config", json.dumps(config))]
 
 
 def is_local(address: str) -> bool:
     """Whether what is sent to `address` stays on this machine, as far as the address says."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    host = host.removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:") or port
+    return all(_is_loopback(one) for one in _addresses(address))
+
+
+def _addresses(target: str) -> list[str]:
+    """The addresses in one of gRPC's target names."""
+    *_, listed = target.rpartition("/")
+    for scheme in ("dns:", "ipv4:", "ipv6:"):
+        listed = listed.removeprefix(scheme)
+    return listed.split(",")
+
+
+def _is_loopback(address: str) -> bool:
+    before, _, port = address.rpartition(":")
+    host = before or port
     if host == "localhost":
         return True
     try:

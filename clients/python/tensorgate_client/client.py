@@ -12,7 +12,6 @@ import grpc
 
 from tensorgate_client import calls, streaming
 from tensorgate_client.calls import Inputs
-from tensorgate_client.channel import channel_options
 from tensorgate_client.errors import InferenceError
 from tensorgate_client.session import Client, Deadline, Session, Steps, looks_like
 from tensorgate_client.streaming import Arrival, BatchStream, StreamResult
@@ -81,8 +80,8 @@ class InferenceClient(Client):
     ) -> None:
         self.close()
 
-    def _open(self, *, retry: bool) -> None:
-        self._channel = blocking_channel(self._session, retry=retry)
+    def _open(self, options: list[tuple[str, Any]]) -> None:
+        self._channel = blocking_channel(self._session, options)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     def _run(self, steps: Steps[R]) -> R:
@@ -159,9 +158,8 @@ class _Stream:
             self._arrivals.put(arrival)
 
 
-def blocking_channel(session: Session, *, retry: bool) -> grpc.Channel:
+def blocking_channel(session: Session, options: list[tuple[str, Any]]) -> grpc.Channel:
     """A channel to the session's server; it connects when it is used."""
-    options = channel_options(session.address, retry=retry)
     if session.tls:
         return grpc.secure_channel(session.address, session.tls.credentials(), options)
     return grpc.insecure_channel(session.address, options)

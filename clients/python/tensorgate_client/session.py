@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 from google.protobuf.message import Message
 from grpc import StatusCode
 
-from tensorgate_client.channel import TLS, is_local
+from tensorgate_client.channel import TLS, channel_options, is_local
 from tensorgate_client.errors import InferenceError
 from tensorgate_client.signature import Signature
 from tensorgate_client.tracing import trace_injector
@@ -27,6 +27,9 @@ _FOR_EVER_MS = 1e12  # 30 years; gRPC cannot count on without end
 
 _GAVE_UP_WAITING = "Deadline Exceeded"
 """What gRPC says when it is the client whose patience ended; a server says more."""
+
+_CUT_OFF = "RST_STREAM"
+"""In what gRPC says of a call that ended without a status: a balancer has lost the server that was answering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,8 @@ class Session:
     def failure(self, code: StatusCode, details: str | None, deadline: Deadline | None) -> InferenceError:
         """An RPC's status as our error."""
         message = details or "the server gave no reason"
+        if code is StatusCode.INTERNAL and _CUT_OFF in message:
+            code = StatusCode.UNAVAILABLE
         if code is StatusCode.UNAVAILABLE:
             message = f"{self.address}: {message}"
         elif code is StatusCode.DEADLINE_EXCEEDED and deadline and message == _GAVE_UP_WAITING:
@@ -156,11 +161,13 @@ class Client:
         allow_plaintext_token: bool = False,
         deadline_ms: float | None = None,
         retry: bool = True,
+        balance: bool = False,
     ) -> None:
         """Connects at the first call.
 
         Args:
             address: "host:port", or another of gRPC's target names such as "unix:/run/gateway.sock".
+                "ipv4:10.0.0.1:8001,10.0.0.2:8001" and "dns:///gateways:8001" may name several servers.
             tls: encrypts the connection; without it everything is sent in plaintext.
             token: sent with every RPC as `authorization: Bearer TOKEN`; a function is asked anew for each of them.
             allow_plaintext_token: send the token to another machine although there is no `tls`, because something
@@ -169,6 +176,8 @@ class Client:
                 It does not apply to streams, loading and unloading.
             retry: repeat what fails with UNAVAILABLE, up to four times within some 1.5 s. False for models
                 that keep state between requests, and for measuring.
+            balance: spread calls over all servers that the address names and whose health is SERVING. Otherwise all go
+                to one of them, and to another when that is gone.
 
         Raises:
             ValueError: the token would cross the network unencrypted, or is none; a certificate or key is none.
@@ -182,13 +191,13 @@ class Client:
                 "something else encrypts the connection, as a service mesh does"
             )
         self._session = Session(address, tls, token, deadline_ms)
-        self._open(retry=retry)
+        self._open(channel_options(address, retry=retry, balance=balance))
 
     def __repr__(self) -> str:
         session = self._session
         encryption = "TLS" if session.tls else "plaintext"
         return f"<{type(self).__name__} {session.address} {encryption} models={len(session.signatures)}>"
 
-    def _open(self, *, retry: bool) -> None:
+    def _open(self, options: list[tuple[str, Any]]) -> None:
         """Make the channel and its stub."""
         raise NotImplementedError
