@@ -1,0 +1,79 @@
+"""An S3 server of its own for tests, and repositories in its buckets."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from support.server import free_port
+
+_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "tester",
+    "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+class Store:
+    """A running server with a bucket, `models`.
+
+    Args:
+        process: the server.
+        port: where it listens.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process = process
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.environment = {**_CREDENTIALS, "AWS_ENDPOINT_URL": self.endpoint, "AWS_MAX_ATTEMPTS": "1"}
+        self.client: Any = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=_CREDENTIALS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=_CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+            region_name="us-east-1",
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+
+    def put(self, folder: str, files: Mapping[str, str | bytes]) -> None:
+        """Put objects below a folder of the bucket."""
+        for key, content in files.items():
+            body = content.encode() if isinstance(content, str) else content
+            self.client.put_object(Bucket="models", Key=f"{folder}/{key}", Body=body)
+
+    def remove(self, folder: str, *keys: str) -> None:
+        """Remove objects."""
+        for key in keys:
+            self.client.delete_object(Bucket="models", Key=f"{folder}/{key}")
+
+
+@contextmanager
+def storing(port: int = 0) -> Iterator[Store]:
+    """An S3 server with an empty bucket."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "the S3 server does not come up"
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        store = Store(process, port)
+        store.client.create_bucket(Bucket="models")
+        yield store
+    finally:
+        process.kill()
+        process.wait()
