@@ -68,6 +68,7 @@ class Mirror:
 
     def __init__(self, storage: Storage, cache: Path | None) -> None:
         self._storage = storage
+        self.place = storage.name
         words = re.sub(r"\W+", "-", storage.name).strip("-")[:60]
         digest = hashlib.sha256(storage.name.encode()).hexdigest()[:16]
         try:

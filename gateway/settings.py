@@ -84,11 +84,6 @@ class Settings(BaseSettings):
         description="Folder of models, in Triton's layout: NAME/VERSION/model.onnx, NAME/config.pbtxt; or object "
         "storage: s3://BUCKET/FOLDER, gs://, az://, a .zip by https://"
     )
-    model_cache: Path | None = Field(
-        None,
-        description="Folder to keep models of object storage in, also from start to start; by default 'tensorgate' in "
-        "$XDG_CACHE_HOME or ~/.cache",
-    )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8001, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
     metrics_port: Annotated[int | None, BeforeValidator(_unless_off)] = Field(
@@ -121,6 +116,11 @@ class Settings(BaseSettings):
     )
     poll_interval_s: float = Field(
         15.0, gt=0, allow_inf_nan=False, description="With --model-control poll: seconds between looks"
+    )
+    model_cache: Path | None = Field(
+        None,
+        description="Folder to keep models of object storage in, also from start to start; by default 'tensorgate' in "
+        "$XDG_CACHE_HOME or ~/.cache",
     )
     default_max_batch_size: int = Field(
         32, ge=1, description="Rows per request for a batching model whose file and config.pbtxt name no limit"

@@ -23,6 +23,8 @@ class Source(Protocol):
     """
 
     root: Path
+    place: str
+    """Where the models are, for people."""
 
     async def names(self) -> list[str]:
         """The models there are, sorted."""
@@ -57,6 +59,7 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.place = str(root)
 
     async def names(self) -> list[str]:
         """See `Source`."""

@@ -47,7 +47,7 @@ async def _folder(source: Source, name: str) -> layout.ModelFolder:
         layout.check_name(name)
         names = await source.names()
         if name not in names:
-            raise CommandFailed(f"no model '{name}': {await source.hint() or _models(names)}")
+            raise CommandFailed(f"no model '{name}': {await source.hint() or _models(source, names)}")
         return await source.read(name, await source.fingerprint(name))
     except InvalidRequest as error:
         raise CommandFailed(str(error)) from error
@@ -55,9 +55,9 @@ async def _folder(source: Source, name: str) -> layout.ModelFolder:
         raise CommandFailed(f"model {name}: {error}") from error
 
 
-def _models(names: list[str]) -> str:
+def _models(source: Source, names: list[str]) -> str:
     rest = f", ... and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"the model repository has {', '.join(names[:_NAMED]) or 'none'}{rest}"
+    return f"{source.place} has {', '.join(names[:_NAMED]) or 'none'}{rest}"
 
 
 def _version(folder: layout.ModelFolder, version: str) -> int:

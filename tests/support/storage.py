@@ -15,11 +15,8 @@ from botocore.config import Config
 
 from support.server import free_port
 
-_CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "tester",
-    "AWS_SECRET_ACCESS_KEY": "not-a-secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
+_KEY, _SECRET = "tester", "never-in-a-log"
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID": _KEY, "AWS_SECRET_ACCESS_KEY": _SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 class Store:
@@ -37,8 +34,8 @@ class Store:
         self.client: Any = boto3.client(
             "s3",
             endpoint_url=self.endpoint,
-            aws_access_key_id=_CREDENTIALS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=_CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+            aws_access_key_id=_KEY,
+            aws_secret_access_key=_SECRET,
             region_name="us-east-1",
             config=Config(retries={"total_max_attempts": 1}),
         )
