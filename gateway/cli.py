@@ -197,7 +197,7 @@ def _add_profile(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
         "which operators take the time.",
     )
     arguments.add_profile(parser)
-    parse = settings.add_arguments(parser, only=("model_repository", "default_max_batch_size"))
+    parse = settings.add_arguments(parser, only=("model_repository", "model_cache", "default_max_batch_size"))
 
     def run(parsed: Namespace) -> int:
         try:

@@ -109,8 +109,13 @@ class Fetch:
         part = self._folder / f".{_key(mark)}.part"
         claimed = self.listing.md5.get(path)
         came = set()
-        for _ in range(_TRIES):
-            self._storage.download(f"{self._folder.name}/{path}", part, lambda done: progress.note(path, done))
+        for attempt in range(1, _TRIES + 1):
+            try:
+                self._storage.download(f"{self._folder.name}/{path}", part, lambda done: progress.note(path, done))
+            except StorageFailed:  # a broken connection, or a checksum that the storage's own client looks at
+                if attempt == _TRIES:
+                    raise
+                continue
             sha256, md5 = _digests(part)
             # An ETag that looks like an MD5 is none where KMS encrypts: what comes the same twice is what lies there.
             if part.stat().st_size == size and (claimed in (None, md5) or sha256 in came):
@@ -120,7 +125,6 @@ class Fetch:
                 self.fetched.append(file)
                 return file
             came.add(sha256)
-        part.unlink()
         raise StorageFailed(f"{path}: {size:,} bytes were listed; what comes is of another length, or other each time")
 
 

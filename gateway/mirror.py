@@ -117,7 +117,7 @@ class Mirror:
 
     async def hint(self) -> str:
         """See `Source`."""
-        names = await self.names()
+        names = self._known or ()
         if not names:
             return f"nothing lies below {self._storage.name}, expected NAME/VERSION/model.onnx and the like"
         if any(layout.version_number(name) for name in names):

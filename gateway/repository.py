@@ -62,15 +62,10 @@ class Repository:
         return self.catalogue.index(folders)
 
     async def announce(self, names: Iterable[str]) -> list[str]:
-        """The models to load at start, '*' for all; from now on an early caller learns that they are loading.
-
-        Raises:
-            OSError: the models' home cannot be looked through.
-        """
+        """The models to load at start, '*' for all; from now on an early caller learns that they are loading."""
         wanted = set(names)
-        there = await self._source.names()
         if "*" in wanted:
-            wanted |= set(there)
+            wanted |= set(await self._source.names())
         chosen = []
         for name in sorted(wanted - {"*"}):
             try:

@@ -87,7 +87,6 @@ class Server:
 
         Raises:
             CannotListen: the address cannot be had.
-            OSError: the models' home cannot be looked through.
         """
         settings = self._settings
         explicit = settings.model_control == "explicit"
@@ -218,6 +217,7 @@ async def serve(settings: Settings, log: ServerLog) -> int:
         OSError: the model repository cannot be looked through.
     """
     source = open_source(settings)
+    await source.names()  # a storage may be slow to answer: until then, a signal ends the process
     engine = await asyncio.to_thread(_engine, settings)
     server = Server(settings, source, log, engine)
     stop = asyncio.Event()

@@ -17,7 +17,7 @@ from gateway.errors import InvalidRequest
 from gateway.loader import Loader
 from gateway.model import ServedModel
 from gateway.request import InferenceRequest
-from gateway.settings import Settings
+from gateway.settings import InvalidSettings, Settings
 from gateway.source import Source, open_source
 from gateway.tensor_rules import TensorRule
 
@@ -31,7 +31,10 @@ async def load(settings: Settings, name: str, version: str) -> ServedModel:
     Raises:
         CommandFailed: there is none, or it does not load.
     """
-    folder = await _folder(open_source(settings), name)
+    try:
+        folder = await _folder(open_source(settings), name)
+    except InvalidSettings as error:
+        raise CommandFailed(str(error)) from error
     number = _version(folder, version)
     loader = Loader(
         Threads(Registry()), settings.default_max_batch_size, ResponseCache(settings.cache_size_mb * 1024 * 1024)

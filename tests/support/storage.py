@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.request import Request, urlopen
 
 import boto3
 from botocore.config import Config
@@ -50,6 +53,42 @@ class Store:
         """Remove objects."""
         for key in keys:
             self.client.delete_object(Bucket="models", Key=f"{folder}/{key}")
+
+
+class _Noise(BaseHTTPRequestHandler):
+    """Passes requests on to a server; the first answer that holds a certain text comes back with another."""
+
+    endpoint: str
+    spoilt: tuple[bytes, bytes]
+    done: threading.Event
+
+    def do_GET(self) -> None:
+        asked = Request(self.endpoint + self.path, headers={"Authorization": self.headers["Authorization"]})  # noqa: S310
+        with urlopen(asked) as sent:  # noqa: S310  # of a server of our own
+            body = sent.read()
+        if self.spoilt[0] in body and not self.done.is_set():
+            self.done.set()
+            body = body.replace(*self.spoilt)
+        self.send_response(200)
+        for name in ("ETag", "Content-Type", "Content-Length"):
+            if value := sent.headers.get(name):
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # the library's name
+        """Say nothing."""
+
+
+@contextmanager
+def noisy(endpoint: str, before: bytes, after: bytes) -> Iterator[tuple[str, threading.Event]]:
+    """An endpoint before another, with a line that once makes `after` of `before`; it has when the event is set."""
+    done = threading.Event()
+    handler = type("Noise", (_Noise,), {"endpoint": endpoint, "spoilt": (before, after), "done": done})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", done
+        server.shutdown()
 
 
 @contextmanager
