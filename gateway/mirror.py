@@ -169,7 +169,11 @@ class Mirror:
                 fetch = Fetch(self._storage, self._objects / name, listing, self._sound, offline=self._away)
                 wanted = self._bring(name, fetch, config_override)
                 # A file that was replaced after it had been listed must not pass for the one that was.
-                now = self._model(name).get(name) if fetch.fetched else listing
+                try:
+                    now = self._model(name).get(name) if fetch.fetched else listing
+                except StorageFailed:
+                    fetch.undo()
+                    raise
                 if now is None or now.fingerprint == listing.fingerprint:
                     break
                 fetch.undo()

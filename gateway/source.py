@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from backends.base import LoadError
 from gateway import layout
 from gateway.layout import Fingerprint, ModelFolder
-from gateway.settings import Settings, is_url
+from gateway.settings import InvalidSettings, Settings, is_url
 
 
 class StorageFailed(LoadError, OSError):
@@ -94,6 +95,10 @@ def open_source(settings: Settings) -> Source:
     """
     if not is_url(settings.model_repository):
         return Folder(Path(settings.model_repository))
+    if find_spec("fsspec") is None:
+        raise InvalidSettings(
+            "--model-repository: object storage is not installed: pip install 'tensorgate[s3]', or [gs], [az], [http]"
+        )
     from gateway.mirror import Mirror  # noqa: PLC0415  # an extra, which takes a second to import
     from gateway.storage import Storage  # noqa: PLC0415
 
