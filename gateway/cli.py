@@ -77,12 +77,12 @@ def _serve(chosen: settings.Settings) -> int:
 
     log = ServerLog(chosen.log_level, chosen.log_format, sys.stderr)
     log.install()
-    from gateway import engine, server, transport  # noqa: PLC0415  # grpc takes a moment to import, which --help need not wait for
+    from gateway import engine, server, source, transport  # noqa: PLC0415  # grpc takes a moment to import, which --help need not wait for
 
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(server.serve(chosen, log))
-    except (engine.EngineUnavailable, transport.CannotListen) as error:
+    except (engine.EngineUnavailable, transport.CannotListen, source.StorageFailed) as error:
         return _fail(str(error), 1)
     except settings.InvalidSettings as error:  # of what the server alone reads: OpenTelemetry's variables
         return _fail(str(error), 2)
@@ -197,7 +197,7 @@ def _add_profile(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
         "which operators take the time.",
     )
     arguments.add_profile(parser)
-    parse = settings.add_arguments(parser, only=("model_repository", "default_max_batch_size"))
+    parse = settings.add_arguments(parser, only=("model_repository", "model_cache", "default_max_batch_size"))
 
     def run(parsed: Namespace) -> int:
         try:

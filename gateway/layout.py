@@ -18,7 +18,7 @@ Mark = tuple[str, int, int]
 Fingerprint = tuple[Mark, ...]
 
 _PROBLEM = -1
-_LONGEST_NAME = 255  # bytes; file systems take no more
+LONGEST_NAME = 255  # bytes; file systems take no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ModelFolder:
         return tuple(
             mark
             for mark in self.fingerprint
-            if _version(top := mark[0].partition(os.sep)[0]) is None or top == str(version)
+            if version_number(top := mark[0].partition(os.sep)[0]) is None or top == str(version)
         )
 
 
@@ -52,7 +52,7 @@ def model_names(root: Path) -> list[str]:
 
     A link to nowhere counts: it was meant to be a model, and listing it says why it is none.
     """
-    return sorted(entry.name for entry in os.scandir(root) if _is_name(entry.name) and has(root, entry.name))
+    return sorted(entry.name for entry in os.scandir(root) if is_model_name(entry.name) and has(root, entry.name))
 
 
 def has(root: Path, name: str) -> bool:
@@ -64,7 +64,7 @@ def has(root: Path, name: str) -> bool:
 def hint_if_model(root: Path) -> str:
     """A sentence for the user who pointed at a model instead of at the folder around it, else ""."""
     with os.scandir(root) as entries:
-        versions = [entry.name for entry in entries if _version(entry.name) and _is_folder(entry)]
+        versions = [entry.name for entry in entries if version_number(entry.name) and _is_folder(entry)]
     if versions or (root / CONFIG).is_file():
         return f"{root} looks like one model; a repository is the folder around it: {root.parent}"
     return ""
@@ -76,13 +76,14 @@ def check_name(name: str) -> None:
     Raises:
         InvalidRequest: it has a path separator or control character, or is hidden, empty or longer than file names are.
     """
-    if not _is_name(name):
+    if not is_model_name(name):
         raise InvalidRequest(f"model name {name[:100]!r}: expected the name of a folder in the model repository")
 
 
-def _is_name(name: str) -> bool:
+def is_model_name(name: str) -> bool:
+    """Whether a model's folder may have that name."""
     plain = name.isprintable() and not name.startswith(".") and "/" not in name and "\\" not in name
-    return plain and 0 < len(name.encode()) <= _LONGEST_NAME
+    return plain and 0 < len(name.encode()) <= LONGEST_NAME
 
 
 def read(root: Path, name: str, mark: Fingerprint, config_override: str = "") -> ModelFolder:
@@ -97,17 +98,37 @@ def read(root: Path, name: str, mark: Fingerprint, config_override: str = "") ->
     Raises:
         LoadError: the configuration does not hold, no version is there, or a link leads out of the repository.
     """
-    for text, changed, _ in mark:
-        if changed == _PROBLEM:
-            raise LoadError(text)
+    refuse_problems(mark)
     path = root / name
-    declared = parse_json(config_override) if config_override else _read_config(path / CONFIG)
-    check(declared, name)
-    available = sorted(filter(None, (_version(entry.name) for entry in os.scandir(path) if _is_folder(entry))))
+    declared = declaration(name, path / CONFIG, config_override)
+    available = sorted(filter(None, (version_number(entry.name) for entry in os.scandir(path) if _is_folder(entry))))
     if not available:
         raise LoadError(f"no version folder: expected a number with the model in it, as {name}/1/model.onnx")
     shared = (*mark, (f"override {config_override}", 0, 0)) if config_override else mark
-    return ModelFolder(name, path, declared, tuple(_choose(declared, available)), shared)
+    return ModelFolder(name, path, declared, tuple(choose(declared, available)), shared)
+
+
+def declaration(name: str, config: Path, config_override: str = "") -> Declared:
+    """What a model's config.pbtxt, which need not be there, says of it, or the configuration in JSON in its place.
+
+    Raises:
+        LoadError: it does not hold.
+    """
+    declared = parse_json(config_override) if config_override else _read_config(config)
+    check(declared, name)
+    return declared
+
+
+def problem(text: str) -> Mark:
+    """What stands in a fingerprint for something that cannot be served."""
+    return (text, _PROBLEM, 0)
+
+
+def refuse_problems(mark: Fingerprint) -> None:
+    """Raise LoadError if something of the model cannot be served."""
+    for text, changed, _ in mark:
+        if changed == _PROBLEM:
+            raise LoadError(text)
 
 
 def fingerprints(root: Path) -> dict[str, Fingerprint]:
@@ -126,8 +147,8 @@ def fingerprint(root: Path, name: str) -> Fingerprint:
     pending: list[tuple[Path, tuple[Path, ...]]] = [(path, ())]
     while pending:
         folder, around = pending.pop()
-        if problem := _bad_link(folder, real_root):
-            marks.append((problem, _PROBLEM, 0))
+        if fault := _bad_link(folder, real_root):
+            marks.append(problem(fault))
             continue
         real = folder.resolve()
         if real in around:  # a link to a folder that it lies in
@@ -140,16 +161,16 @@ def fingerprint(root: Path, name: str) -> Fingerprint:
                 elif not _is_folder(entry):
                     marks += _file_marks(entry, path, real_root)
         except OSError as error:
-            marks.append((f"{os.path.relpath(folder, root)}: {error.strerror}", _PROBLEM, 0))
+            marks.append(problem(f"{os.path.relpath(folder, root)}: {error.strerror}"))
     return tuple(sorted(marks))
 
 
 def _file_marks(entry: os.DirEntry[str], path: Path, real_root: Path) -> list[Mark]:
-    problem = _bad_link(Path(entry.path), real_root) if entry.is_symlink() else ""
-    if entry.name.startswith(".") and problem != _leads_out(entry.name):
+    fault = _bad_link(Path(entry.path), real_root) if entry.is_symlink() else ""
+    if entry.name.startswith(".") and fault != _leads_out(entry.name):
         return []  # an editor's swap file, or its lock: a link that leads nowhere
-    if problem:
-        return [(problem, _PROBLEM, 0)]
+    if fault:
+        return [problem(fault)]
     try:
         stat = entry.stat()
     except FileNotFoundError:  # gone since: not a change worth a failure
@@ -199,7 +220,7 @@ def _read_config(path: Path) -> Declared:
         raise LoadError(f"{CONFIG}: {error}") from error
 
 
-def _choose(declared: Declared, available: list[int]) -> Iterable[int]:
+def choose(declared: Declared, available: list[int]) -> Iterable[int]:
     """The versions that the version policy serves; the latest one by default."""
     policy = declared.proto.version_policy
     match policy.WhichOneof("policy_choice"):
@@ -213,7 +234,7 @@ def _choose(declared: Declared, available: list[int]) -> Iterable[int]:
             return available[-1:]
 
 
-def _version(name: str) -> int | None:
+def version_number(name: str) -> int | None:
     """The version a folder name stands for: a positive number without leading zeros."""
     return int(name) if name.isdecimal() and name.isascii() and name[0] != "0" and len(name) < 19 else None
 

@@ -1,13 +1,12 @@
-"""What is loaded without being asked for: what changes in the folder, what waits for something elsewhere."""
+"""What is loaded without being asked for: what changes in the repository, what waits for something elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 
-from gateway import layout
 from gateway.repository import Repository
+from gateway.source import Source
 
 _log = logging.getLogger(__name__)
 
@@ -23,20 +22,26 @@ async def retry(repository: Repository) -> None:
         await repository.load_each(repository.waiting())
 
 
-async def follow(repository: Repository, root: Path, interval: float) -> None:
-    """Load what is new or changed in `root`, unload what is gone, for ever.
+async def follow(repository: Repository, source: Source, interval: float) -> None:
+    """Load what is new or changed in `source`, unload what is gone, for ever.
 
     A change counts once two looks `interval` seconds apart agree on it, so that a copy under way is not loaded.
     """
     before = repository.loaded_from()
     loading: dict[str, asyncio.Task[None]] = {}
+    away = False
     while True:
         await asyncio.sleep(interval)
         try:
-            now = await asyncio.to_thread(layout.fingerprints, root)
-        except Exception as error:  # the folder may be a network mount, away for a moment
-            _log.warning("cannot follow the model repository: %s", error, exc_info=not isinstance(error, OSError))
+            now = await source.fingerprints()
+        except Exception as error:  # it may be a network mount or storage, away for a moment
+            if not away:
+                _log.warning("cannot follow the model repository: %s", error, exc_info=not isinstance(error, OSError))
+            away = True
             continue
+        if away:
+            _log.info("the model repository can be followed again")
+        away = False
         loading = {name: task for name, task in loading.items() if not task.done()}
         loaded = repository.loaded_from()
         for name in loaded.keys() - now.keys() - before.keys() - loading.keys():

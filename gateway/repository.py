@@ -17,6 +17,7 @@ from gateway.catalogue import UNLOADED, Catalogue, Entry, IndexRow, State, Versi
 from gateway.errors import InvalidRequest, ModelLoadFailed, ModelNotFound, ModelNotReady, without_folders
 from gateway.loader import Loader
 from gateway.model_config import check, parse_json
+from gateway.source import Source, StorageFailed
 
 _log = logging.getLogger(__name__)
 
@@ -28,16 +29,16 @@ ReadyListener = Callable[[str, bool], Awaitable[None]]
 
 
 class Repository:
-    """All models of one folder.
+    """All models of one source.
 
     Args:
-        root: the folder.
+        source: where they come from.
         loader: of versions.
         on_ready: told a model's name whenever it becomes ready or ceases to be.
     """
 
-    def __init__(self, root: Path, loader: Loader, on_ready: ReadyListener) -> None:
-        self._root = root
+    def __init__(self, source: Source, loader: Loader, on_ready: ReadyListener) -> None:
+        self._source = source
         self._loader = loader
         self._on_ready = on_ready
         self.catalogue = Catalogue()
@@ -54,8 +55,8 @@ class Repository:
     async def index(self) -> list[IndexRow]:
         """Every version with its state and reason; models never loaded have only a name."""
         try:
-            folders = await asyncio.to_thread(layout.model_names, self._root)
-        except OSError as error:  # a network mount, away for a moment: what is loaded serves on
+            folders = await self._source.names()
+        except OSError as error:  # a network mount or storage, away for a moment: what is loaded serves on
             _log.warning("cannot look through the model repository: %s", error)
             folders = []
         return self.catalogue.index(folders)
@@ -64,7 +65,7 @@ class Repository:
         """The models to load at start, '*' for all; from now on an early caller learns that they are loading."""
         wanted = set(names)
         if "*" in wanted:
-            wanted |= set(await asyncio.to_thread(layout.model_names, self._root))
+            wanted |= set(await self._source.names())
         chosen = []
         for name in sorted(wanted - {"*"}):
             try:
@@ -108,7 +109,7 @@ class Repository:
         layout.check_name(name)
         if config_override:
             _check_override(config_override, name)
-        if name not in self._entries and not layout.has(self._root, name):
+        if name not in self._entries and not await self._source.has(name):
             raise ModelNotFound(name)
         await self._change(self._load_or_reload(name, config_override))
 
@@ -130,7 +131,7 @@ class Repository:
         async with self._locks[name], self._slot(name):
             entry = self._entries.setdefault(name, Entry())
             entry.reason = await self._load(entry, name, config_override)
-            if entry.latest is None and not layout.has(self._root, name):
+            if entry.latest is None and not await self._source.has(name):
                 del self._entries[name]
             await self._on_ready(name, entry.latest is not None)
         if name not in self._entries:
@@ -162,10 +163,12 @@ class Repository:
         """Bring `entry` up to date with its folder; what went wrong, or ""."""
         entry.waits = False
         try:
-            entry.fingerprint = await asyncio.to_thread(layout.fingerprint, self._root, name)
-            folder = await asyncio.to_thread(layout.read, self._root, name, entry.fingerprint, config_override)
+            entry.fingerprint = await self._source.fingerprint(name)
+            folder = await self._source.read(name, entry.fingerprint, config_override)
         except Exception as error:  # whatever one model brings about, the others are served
-            reason = _reason(error, self._root)
+            if isinstance(error, StorageFailed):  # it may pass: whoever follows the source tries again
+                entry.fingerprint = ()
+            reason = _reason(error, self._source.root)
             for version in entry.versions.values():
                 version.fail(reason)
             _log.error("model %s: %s", name, reason, exc_info=_unforeseen(error))
@@ -190,7 +193,7 @@ class Repository:
         try:
             model = await self._loader.load(folder, number)
         except Exception as error:
-            current.fail(reason := _reason(error, self._root))
+            current.fail(reason := _reason(error, self._source.root))
             entry.waits |= isinstance(error, NotReachable)
             if current.reason != before:  # said already: it is tried again and again
                 _log.error("model %s version %d: %s", folder.name, number, current.reason, exc_info=_unforeseen(error))

@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from backends.registry import Registry
-from gateway import VERSION, layout, polling
+from gateway import VERSION, polling
 from gateway.cache import ResponseCache
 from gateway.engine import Engine, Threads
 from gateway.grpcio import GrpcioTransport
@@ -31,6 +31,7 @@ from gateway.servicer import SERVICE, Allowed, Servicer
 from gateway.services import Services
 from gateway.settings import Settings
 from gateway.shared_memory import Regions
+from gateway.source import Source, open_source
 from gateway.state import ServerState
 from gateway.streaming import StreamLimits
 from gateway.traces import Traces
@@ -51,12 +52,14 @@ class Server:
 
     Args:
         settings: what it was told.
+        source: of the models.
         log: clients may change what it takes.
         engine: where models' instances run.
     """
 
-    def __init__(self, settings: Settings, log: ServerLog, engine: Engine) -> None:
+    def __init__(self, settings: Settings, source: Source, log: ServerLog, engine: Engine) -> None:
         self._settings = settings
+        self._source = source
         self._traces = Traces(settings, VERSION)
         access = AccessLog() if settings.access_log else None
         self._limit = settings.max_message_mb * 1024 * 1024
@@ -66,7 +69,7 @@ class Server:
         self._cache = ResponseCache(settings.cache_size_mb * 1024 * 1024)
         self._regions = Regions(self._limit) if settings.allow_shared_memory else None
         loader = Loader(engine, settings.default_max_batch_size, self._cache, self._regions)
-        self._repository = Repository(settings.model_repository, loader, self._note_model)
+        self._repository = Repository(source, loader, self._note_model)
         self._wanted: list[str] = []
         self._polling: list[asyncio.Task[None]] = []
         self._transport: Transport | None = None
@@ -160,7 +163,7 @@ class Server:
         settings = self._settings
         await self._repository.load_each(self._wanted)
         if settings.model_control == "poll":
-            following = polling.follow(self._repository, settings.model_repository, settings.poll_interval_s)
+            following = polling.follow(self._repository, self._source, settings.poll_interval_s)
             self._polling.append(asyncio.create_task(following))
         if settings.model_control != "explicit":
             self._polling.append(asyncio.create_task(polling.retry(self._repository)))
@@ -211,16 +214,20 @@ async def serve(settings: Settings, log: ServerLog) -> int:
     Raises:
         CannotListen: the address cannot be had.
         EngineUnavailable: nor the engine.
+        InvalidSettings: what reads the model repository is not installed, or has nowhere to keep files.
+        OSError: the model repository cannot be looked through.
     """
+    source = open_source(settings)
+    await source.names()  # a storage may be slow to answer: until then, a signal ends the process
     engine = await asyncio.to_thread(_engine, settings)
-    server = Server(settings, log, engine)
+    server = Server(settings, source, log, engine)
     stop = asyncio.Event()
     _on_signals(stop)
     port = await server.start()
     address = _address(settings, port)
     carried = ("native" if settings.native else "grpcio") + (", TLS" if settings.tls else "")
     _log.info("listening on %s (transport %s), loading models", address, carried)
-    if hint := layout.hint_if_model(settings.model_repository):
+    if hint := await source.hint():
         _log.warning("%s", hint)
     loading = asyncio.create_task(server.load())
     stopping = asyncio.create_task(stop.wait())

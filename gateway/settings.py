@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -27,6 +28,21 @@ _PREFIX = "TENSORGATE_"
 
 class InvalidSettings(Exception):
     """A setting is missing or wrong; the message names it, one line per fault."""
+
+
+def is_url(repository: str) -> bool:
+    """Whether a model repository is object storage, as s3://bucket/models, and no folder."""
+    return re.match(r"[\w+.-]+:(//|:)", repository) is not None
+
+
+def redacted(text: str) -> str:
+    """A text without what is secret in the URLs in it: passwords, and signatures after a question mark."""
+    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1?***", re.sub(r"(?<=://)[^/@\s]+@", "***@", text))
+
+
+def _repository(given: object) -> str:
+    text = str(given)
+    return text if is_url(text) else str(_folder(Path(text)))
 
 
 def _folder(path: Path) -> Path:
@@ -65,8 +81,9 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    model_repository: Annotated[Path, AfterValidator(_folder)] = Field(
-        description="Folder of models, in Triton's layout: NAME/VERSION/model.onnx, NAME/config.pbtxt"
+    model_repository: Annotated[str, BeforeValidator(_repository)] = Field(
+        description="Folder of models, in Triton's layout: NAME/VERSION/model.onnx, NAME/config.pbtxt; or object "
+        "storage: s3://BUCKET/FOLDER, gs://, az://, a .zip by https://"
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8001, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
@@ -100,6 +117,11 @@ class Settings(BaseSettings):
     )
     poll_interval_s: float = Field(
         15.0, gt=0, allow_inf_nan=False, description="With --model-control poll: seconds between looks"
+    )
+    model_cache: Path | None = Field(
+        None,
+        description="Folder to keep models of object storage in, also from start to start; by default 'tensorgate' in "
+        "$XDG_CACHE_HOME or ~/.cache",
     )
     default_max_batch_size: int = Field(
         32, ge=1, description="Rows per request for a batching model whose file and config.pbtxt name no limit"
@@ -190,7 +212,7 @@ def add_arguments(parser: ArgumentParser, only: Collection[str] = ()) -> Callabl
 def _add_argument(parser: ArgumentParser, *names: str, **options: Any) -> None:
     """Add a flag, its value named as users would rather than by Python's type."""
     if "metavar" in options:  # switches have none
-        options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
+        options["metavar"] = _METAVARS.get(names[0]) or _METAVARS.get(options["metavar"], options["metavar"])
     options["help"] = (
         options["help"].replace("(default: ())", "(default: none)").replace("(default: None)", "(default: none)")
     )
@@ -198,7 +220,9 @@ def _add_argument(parser: ArgumentParser, *names: str, **options: Any) -> None:
 
 
 _METAVARS = {
+    "--model-repository": "DIR|URL",
     "Path": "DIR",
+    "{Path,None}": "PATH",
     "str": "TEXT",
     "int": "N",
     "{int,None}": "N",

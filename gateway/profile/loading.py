@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 
 from backends import base
 from backends.base import LoadError
@@ -18,7 +17,8 @@ from gateway.errors import InvalidRequest
 from gateway.loader import Loader
 from gateway.model import ServedModel
 from gateway.request import InferenceRequest
-from gateway.settings import Settings
+from gateway.settings import InvalidSettings, Settings
+from gateway.source import Source, open_source
 from gateway.tensor_rules import TensorRule
 
 _NAMED = 8  # models in a message
@@ -31,7 +31,10 @@ async def load(settings: Settings, name: str, version: str) -> ServedModel:
     Raises:
         CommandFailed: there is none, or it does not load.
     """
-    folder = _folder(settings.model_repository, name)
+    try:
+        folder = await _folder(open_source(settings), name)
+    except InvalidSettings as error:
+        raise CommandFailed(str(error)) from error
     number = _version(folder, version)
     loader = Loader(
         Threads(Registry()), settings.default_max_batch_size, ResponseCache(settings.cache_size_mb * 1024 * 1024)
@@ -42,22 +45,22 @@ async def load(settings: Settings, name: str, version: str) -> ServedModel:
         raise CommandFailed(f"model {name} version {number}: {_reason(error)}") from error
 
 
-def _folder(root: Path, name: str) -> layout.ModelFolder:
+async def _folder(source: Source, name: str) -> layout.ModelFolder:
     try:
         layout.check_name(name)
-        if not layout.has(root, name):
-            raise CommandFailed(f"no model '{name}': {layout.hint_if_model(root) or _models_of(root)}")
-        return layout.read(root, name, layout.fingerprint(root, name))
+        names = await source.names()
+        if name not in names:
+            raise CommandFailed(f"no model '{name}': {await source.hint() or _models(source, names)}")
+        return await source.read(name, await source.fingerprint(name))
     except InvalidRequest as error:
         raise CommandFailed(str(error)) from error
     except (LoadError, OSError) as error:
         raise CommandFailed(f"model {name}: {error}") from error
 
 
-def _models_of(root: Path) -> str:
-    names = layout.model_names(root)
+def _models(source: Source, names: list[str]) -> str:
     rest = f", ... and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{root} has {', '.join(names[:_NAMED]) or 'none'}{rest}"
+    return f"{source.place} has {', '.join(names[:_NAMED]) or 'none'}{rest}"
 
 
 def _version(folder: layout.ModelFolder, version: str) -> int:

@@ -20,9 +20,12 @@ from pathlib import Path
 
 import uvloop
 
+from backends.registry import Registry
+from gateway.engine import Threads
 from gateway.logs import ServerLog
 from gateway.server import Server
 from gateway.settings import Settings
+from gateway.source import open_source
 from soak.drive import Report, drive
 from soak.inside import Held, resident_mb
 from soak.models import Factors, build
@@ -74,7 +77,8 @@ async def _soak(folder: Path, seed: str, seconds: float, processes: int) -> list
         model_control="explicit",
         load_model="*",
     )
-    server = Server(settings, ServerLog(settings.log_level, "human", sys.stderr))
+    log = ServerLog(settings.log_level, "human", sys.stderr)
+    server = Server(settings, open_source(settings), log, Threads(Registry()))
     address = f"{settings.host}:{await server.start()}"
     await server.load()
     await drive(address, folder, f"{seed} first", 3, processes)  # starts the pools' threads
