@@ -28,6 +28,8 @@ from support.raw_http2 import (
 )
 from support.server import Gateway, serving
 
+from tensorgate_client.wire import inference_pb2 as pb
+
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
 STREAM = b"/inference.GRPCInferenceService/ModelStreamInfer"
 PING, CONTINUATION = 6, 9
@@ -94,9 +96,11 @@ def peer(gateway: Gateway) -> Iterator[Peer]:
     assert infer(gateway, "echo").shape == (1, 4)
 
 
-def message(rows: int = 1) -> bytes:
+def message(request_id: str = "") -> bytes:
     """A framed request to `echo`."""
-    data = request("echo", {"INPUT0": np.repeat(ONES, rows, 0)}).SerializeToString()
+    asked = request("echo", {"INPUT0": ONES})
+    asked.id = request_id
+    data = asked.SerializeToString()
     return b"\0" + len(data).to_bytes(4, "big") + data
 
 
@@ -123,6 +127,37 @@ def test_all_that_the_protocol_allows(peer: Peer) -> None:
     peer.send(BEGINNING + headers + rest + first + frame(DATA, 0, 1, data[3:40]) + frame(DATA, 0, 1, b""))
     peer.send(frame(DATA, 0, 1, data[40:]) + frame(HEADERS, 4 | LAST, 1, literal(b"trailing", b"x")))
     assert peer.is_answered()
+
+
+@pytest.mark.parametrize("begins", [0, 3])
+def test_a_message_cut_inside_its_prefix(peer: Peer, begins: int) -> None:
+    """A long message arrives whole also if what is read first ends before or inside the bytes that tell its length."""
+    data = message("x" * 8000)
+    pieces = frame(DATA, 0, 1, data[:begins]) + frame(DATA, 0, 1, data[begins:-1]) + frame(DATA, LAST, 1, data[-1:])
+    peer.send(BEGINNING + headers_of(PATH, 1) + pieces)
+    assert peer.is_answered()
+
+
+def test_data_behind_the_end(gateway: Gateway, peer: Peer) -> None:
+    """What a stream brings after it has said that it ends begins no further call."""
+
+    def answered() -> int:
+        statistics = gateway.stub.ModelStatistics(pb.ModelStatisticsRequest(name="echo"), timeout=60)
+        return statistics.model_stats[0].inference_count
+
+    before = answered()
+    peer.send(BEGINNING + headers_of(PATH, 1) + frame(DATA, LAST, 1, message()) * 9 + call(3))
+    assert peer.is_answered()
+    assert peer.is_answered(3)
+    assert answered() - before == 2
+
+
+def test_a_peer_without_a_header_table(peer: Peer) -> None:
+    """A peer that keeps no table of headers is told once that none is used, as some insist on."""
+    peer.decoder.max_allowed_table_size = 0  # raises an error unless the first block says so
+    peer.send(PREFACE + frame(SETTINGS, 0, 0, b"\0\1" + bytes(4)) + call() + call(3))
+    assert peer.is_answered()
+    assert peer.is_answered(3)
 
 
 def test_headers_that_refer_to_earlier_ones(peer: Peer) -> None:
