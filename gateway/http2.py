@@ -23,6 +23,7 @@ from gateway.http2_frames import (
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
     GOAWAY,
+    HEADER_TABLE_SIZE,
     HEADERS,
     INITIAL_WINDOW_SIZE,
     MAX_CONCURRENT_STREAMS,
@@ -46,7 +47,7 @@ from gateway.http2_frames import (
     number_in,
     unpadded,
 )
-from gateway.http2_headers import LONGEST, LONGEST_PACKED, Head, Heads
+from gateway.http2_headers import LONGEST, LONGEST_PACKED, NO_TABLE, Head, Heads
 from gateway.http2_incoming import LARGEST_FRAME, Incoming
 from gateway.http2_outgoing import Outgoing, Stream
 
@@ -230,6 +231,8 @@ class Connection(Incoming, Outgoing):
                 if not 1 << 14 <= value < 1 << 24:
                     raise Violation(PROTOCOL_ERROR, f"frames of {value} bytes")
                 self.largest_frame = min(value, LARGEST_FRAME)
+            elif key == HEADER_TABLE_SIZE:
+                self.resized = NO_TABLE
         self.write(frame(SETTINGS, ACK, 0, b""))
         self.push()
 

@@ -44,6 +44,7 @@ class Outgoing:
         first_window: bytes that it takes of a stream at first.
         largest_frame: bytes of data that it takes in one.
         may_write: whether it takes anything at present.
+        resized: goes before the next block of headers.
     """
 
     _transport: asyncio.Transport
@@ -54,6 +55,7 @@ class Outgoing:
         self.window = self.first_window = DEFAULT_WINDOW
         self.largest_frame = 1 << 14
         self.may_write = True
+        self.resized = b""
         self._waiting: dict[int, Stream] = {}
         self._pushing = False
         self._out: list[bytes | memoryview] = []
@@ -93,7 +95,8 @@ class Outgoing:
 
     def send_headers(self, number: int, block: bytes, *, ended: bool) -> None:
         """Send a block of headers, or the last one."""
-        self.write(frame(HEADERS, END_HEADERS | ended, number, block))
+        self.write(frame(HEADERS, END_HEADERS | ended, number, self.resized + block))
+        self.resized = b""
 
     def room(self, stream: Stream) -> int:
         """Bytes of a stream that the peer takes now."""
