@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
 from typing import Protocol
 
 from gateway.http2_frames import DATA, DEFAULT_WINDOW, END_HEADERS, HEAD, HEADERS, RESET, WINDOW_UPDATE, frame
 
 _FEW, _MANY = 1 << 16, 1 << 20
 """Bytes that are copied into one piece, and that wait for others."""
+
+
+_SIOCOUTQNSD = 0x894B
+"""Linux's number for: bytes that a socket has not sent yet."""
 
 
 class Stream(Protocol):
@@ -65,7 +71,9 @@ class Outgoing:
     @property
     def unsent(self) -> bool:
         """Whether something waits to leave."""
-        return bool(self._out) or self._transport.get_write_buffer_size() > 0
+        if self._out or self._transport.get_write_buffer_size():
+            return True
+        return not self._transport.is_closing() and _kept(self._transport.get_extra_info("socket").fileno()) > 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Send frames, whatever the windows: whoever calls has seen to them.
@@ -156,3 +164,11 @@ class Outgoing:
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.lost()
+
+
+def _kept(socket: int) -> int:
+    """Bytes that the system has taken and not sent. It drops them if a socket is closed while its peer still sends."""
+    try:
+        return int.from_bytes(fcntl.ioctl(socket, _SIOCOUTQNSD, bytes(4)), sys.byteorder)
+    except OSError:  # a system that does not tell
+        return 0

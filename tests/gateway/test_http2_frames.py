@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hpack import Decoder
 from support.calls import ECHO, ONES, Gate, eventually, infer, request
+from support.concurrent import counts, statistics
 from support.models import RepositoryBuilder
 from support.raw_http2 import (
     DATA,
@@ -328,3 +330,43 @@ def test_calls_that_cross_the_farewell(repository: RepositoryBuilder, tmp_path: 
         assert peer.answer(1)[0]["grpc-status"] == "0"
         assert list(peer.frames) == []
         assert gateway.server.wait() == 0
+
+
+def refused(gateway: Gateway) -> bool:
+    """Whether the port takes no connection any more."""
+    try:
+        connect(gateway).close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_an_answer_on_its_way_at_the_end(repository: RepositoryBuilder, tmp_path: Path) -> None:
+    """A caller who is still reading a long answer, and sends something meanwhile, gets it all from an ending server."""
+    gate = Gate(tmp_path / "gate")
+    long = gate.MODEL.replace('{"y": inputs["x"]}', '{"y": np.resize(inputs["x"], 500_000)}')
+    repository.add("slow", {"model.py": "import numpy as np\n" + long}, "max_batch_size: 0\n" + gate.config)
+    asked = request("slow", {"x": np.ones(1, np.float32)}).SerializeToString()
+    most = (2**31 - 1 - 65_535).to_bytes(4, "big")
+    opening = PREFACE + frame(SETTINGS, 0, 0, b"\0\4" + most) + frame(WINDOW, 0, 0, most) + headers_of(PATH, 1)
+    with serving(repository.root, environment=NATIVE) as gateway, connect(gateway) as connection:
+        peer = Peer(connection)
+        peer.send(opening + frame(DATA, LAST, 1, b"\0" + len(asked).to_bytes(4, "big") + asked))
+        eventually(gate.begun)
+        gate.open()
+        eventually(lambda: counts(statistics(gateway, "slow")).get("success"))
+        gateway.server.signal()
+        eventually(lambda: refused(gateway))
+        for _ in range(20):
+            peer.send(frame(PING, 1, 0, b"farewell"))
+            time.sleep(0.01)  # a server that closes too early has done so by then
+        size = 0
+        for kind, _, payload in peer.frames:
+            if kind == HEADERS and "grpc-status" in dict(peer.decoder.decode(payload)):
+                break
+            size += len(payload) if kind == DATA else 0
+            with suppress(ConnectionError):  # the rest may be here already, and the server gone
+                peer.send(frame(PING, 1, 0, b"farewell"))
+        peer.frames.close()
+        assert size > 2_000_000
+        assert gateway.server.wait(30) == 0
