@@ -23,6 +23,7 @@ from gateway.http2_frames import (
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
     GOAWAY,
+    HEADER_TABLE_SIZE,
     HEADERS,
     INITIAL_WINDOW_SIZE,
     MAX_CONCURRENT_STREAMS,
@@ -46,7 +47,7 @@ from gateway.http2_frames import (
     number_in,
     unpadded,
 )
-from gateway.http2_headers import LONGEST, LONGEST_PACKED, Head, Heads
+from gateway.http2_headers import LONGEST, LONGEST_PACKED, NO_TABLE, Head, Heads
 from gateway.http2_incoming import LARGEST_FRAME, Incoming
 from gateway.http2_outgoing import Outgoing, Stream
 
@@ -61,6 +62,9 @@ WINDOW = 1 << 20
 _REFILL = 1 << 30
 _UNSENT = 1 << 20
 """Bytes that may wait for a peer who takes nothing; then nothing more is read from it either."""
+
+_LOOK_S = 0.01
+"""How often to ask whether the last answer has left."""
 
 _OURS = b"".join(
     SETTING.pack(*setting)
@@ -210,8 +214,8 @@ class Connection(Incoming, Outgoing):
 
     def _reset(self, _: int, number: int, payload: bytes) -> None:
         number_in(payload)
-        self._waiting.pop(number, None)
-        if stream := self.streams.pop(number, None):
+        if stream := self.streams.get(number):
+            self.close(number)
             stream.lost()
         elif number > self._latest or not number:
             raise Violation(PROTOCOL_ERROR, f"an end of stream {number}, which has not begun")
@@ -230,6 +234,8 @@ class Connection(Incoming, Outgoing):
                 if not 1 << 14 <= value < 1 << 24:
                     raise Violation(PROTOCOL_ERROR, f"frames of {value} bytes")
                 self.largest_frame = min(value, LARGEST_FRAME)
+            elif key == HEADER_TABLE_SIZE:
+                self.resized = NO_TABLE
         self.write(frame(SETTINGS, ACK, 0, b""))
         self.push()
 
@@ -263,7 +269,7 @@ class Connection(Incoming, Outgoing):
         self.streams.pop(number, None)
         self._waiting.pop(number, None)
         if self._left and not self.streams:
-            self.finish()
+            self._finish_sent()
 
     def leave(self) -> None:
         """Have the peer open no further streams, and close when the last one is over.
@@ -286,7 +292,7 @@ class Connection(Incoming, Outgoing):
             self._left = True
             self._farewell(self._latest, NO_ERROR)
             if not self.streams:
-                self.finish()
+                self._finish_sent()
 
     def _farewell(self, latest: int, code: int, told: str = "") -> None:
         self.write(frame(GOAWAY, 0, 0, latest.to_bytes(4, "big") + code.to_bytes(4, "big") + told.encode()))
@@ -300,6 +306,14 @@ class Connection(Incoming, Outgoing):
         """Close behind what has been written."""
         self.flush()
         self._transport.close()
+
+    def _finish_sent(self) -> None:
+        """Close once everything has left; until then the peer is read, as it still grants windows."""
+        self.flush()
+        if self.unsent:
+            self._loop.call_later(_LOOK_S, self._finish_sent)
+        else:
+            self.finish()
 
     def abort(self) -> None:
         """Close now."""

@@ -90,6 +90,8 @@ class Call:
 
     def receive(self, data: bytes, start: int, end: int, last: int) -> None:
         """As `http2_outgoing.Stream.receive`."""
+        if self._half_closed:
+            return
         self._in += memoryview(data)[start:end]
         self._unacknowledged += end - start
         self._half_closed = self._half_closed or last > 0

@@ -20,8 +20,8 @@ LONGEST, LONGEST_PACKED = 16 << 10, 64 << 10
 """Bytes of a call's headers, and of what they come in. Longer ones are refused; a connection is closed over what is
 longer than the second, or unpacks to four times as much."""
 
-_MOST, _LONGEST_KNOWN = 64, 1024
-"""Blocks that are remembered of a connection, and bytes of one."""
+_MOST, _LONGEST_KNOWN, _MOST_KNOWN = 64, 1024, 64
+"""Blocks that are remembered of a connection, bytes of one, and headers in it: a byte may stand for kilobytes."""
 
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
@@ -81,7 +81,7 @@ class Heads:
         new_size, new_count, new = self._table()
         if new is not latest or (new_size, new_count) != (size, count):
             self._known.clear()  # the same bytes would mean something else
-        elif len(block) <= _LONGEST_KNOWN:
+        elif len(block) <= _LONGEST_KNOWN and len(head.metadata) <= _MOST_KNOWN and not head.refusal:
             if len(self._known) >= _MOST:
                 self._known.clear()
             self._known[block] = head
@@ -115,6 +115,9 @@ _BEGINNING = (
 )
 BEGINNING = _block(*_BEGINNING)
 """Goes before the first message to a caller."""
+
+NO_TABLE = b"\x20"
+"""Goes before the next block to a peer that has set the size of its table: we use none, some insist on hearing it."""
 
 ALL_WELL = _block(("grpc-status", "0"))
 """Goes behind the last one."""

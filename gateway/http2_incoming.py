@@ -74,7 +74,8 @@ class Incoming(asyncio.Protocol):
         except Violation as violation:
             self.refuse(violation)
         except HPACKError as error:
-            self.refuse(Violation(COMPRESSION_ERROR, str(error)))
+            _log.debug("damaged headers: %.200s", error)
+            self.refuse(Violation(COMPRESSION_ERROR, "damaged headers, or too many"))  # its text quotes all of them
         except Exception:  # a fault of ours ends one connection, at most
             _log.exception("a connection fails")
             self.refuse(Violation(INTERNAL_ERROR, "internal error"))

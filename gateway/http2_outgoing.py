@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
 from typing import Protocol
 
 from gateway.http2_frames import DATA, DEFAULT_WINDOW, END_HEADERS, HEAD, HEADERS, RESET, WINDOW_UPDATE, frame
 
 _FEW, _MANY = 1 << 16, 1 << 20
 """Bytes that are copied into one piece, and that wait for others."""
+
+
+_SIOCOUTQNSD = 0x894B
+"""Linux's number for: bytes that a socket has not sent yet."""
 
 
 class Stream(Protocol):
@@ -44,6 +50,7 @@ class Outgoing:
         first_window: bytes that it takes of a stream at first.
         largest_frame: bytes of data that it takes in one.
         may_write: whether it takes anything at present.
+        resized: goes before the next block of headers.
     """
 
     _transport: asyncio.Transport
@@ -54,6 +61,7 @@ class Outgoing:
         self.window = self.first_window = DEFAULT_WINDOW
         self.largest_frame = 1 << 14
         self.may_write = True
+        self.resized = b""
         self._waiting: dict[int, Stream] = {}
         self._pushing = False
         self._out: list[bytes | memoryview] = []
@@ -63,7 +71,9 @@ class Outgoing:
     @property
     def unsent(self) -> bool:
         """Whether something waits to leave."""
-        return bool(self._out) or self._transport.get_write_buffer_size() > 0
+        if self._out or self._transport.get_write_buffer_size():
+            return True
+        return not self._transport.is_closing() and _kept(self._transport.get_extra_info("socket").fileno()) > 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Send frames, whatever the windows: whoever calls has seen to them.
@@ -93,7 +103,8 @@ class Outgoing:
 
     def send_headers(self, number: int, block: bytes, *, ended: bool) -> None:
         """Send a block of headers, or the last one."""
-        self.write(frame(HEADERS, END_HEADERS | ended, number, block))
+        self.write(frame(HEADERS, END_HEADERS | ended, number, self.resized + block))
+        self.resized = b""
 
     def room(self, stream: Stream) -> int:
         """Bytes of a stream that the peer takes now."""
@@ -153,3 +164,11 @@ class Outgoing:
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.lost()
+
+
+def _kept(socket: int) -> int:
+    """Bytes that the system has taken and not sent. It drops them if a socket is closed while its peer still sends."""
+    try:
+        return int.from_bytes(fcntl.ioctl(socket, _SIOCOUTQNSD, bytes(4)), sys.byteorder)
+    except OSError:  # a system that does not tell
+        return 0

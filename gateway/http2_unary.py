@@ -77,7 +77,7 @@ class Unary:
 
     def receive(self, data: bytes, start: int, end: int, last: int) -> None:
         """As `http2_outgoing.Stream.receive`."""
-        if self.answered:
+        if self.answered or self._ended:  # nothing that follows an end begins another call
             self._ended = self._ended or last > 0
             return
         size = end - start
@@ -95,13 +95,15 @@ class Unary:
     def _gather(self, data: bytes, start: int, end: int, *, ended: bool) -> None:
         """Keep what has arrived, and begin if that is all."""
         self._ended = ended
-        self._size += end - start
-        if end - start >= _SMALL_PART:
+        size = end - start
+        # The first part has the whole prefix, or grows until it has.
+        if size >= _SMALL_PART and (not self._parts or self._size >= PREFIX.size):
             self._parts.append(memoryview(data)[start:end])
         elif self._parts and isinstance(self._parts[-1], bytearray):
             self._parts[-1] += data[start:end]
         else:
             self._parts.append(bytearray(data[start:end]))
+        self._size += size
         if not self._whole and self._size >= PREFIX.size:
             self._expect()
         if self._whole and self._size > self._whole:
@@ -115,7 +117,7 @@ class Unary:
 
     def _expect(self) -> None:
         """Make room for the whole message, now that its length is known."""
-        _, length = PREFIX.unpack(b"".join(part[: PREFIX.size] for part in self._parts)[: PREFIX.size])
+        _, length = PREFIX.unpack_from(self._parts[0])
         if length > self._limit:
             raise RequestTooLarge(length, self._limit)
         self._whole = PREFIX.size + length
@@ -124,7 +126,7 @@ class Unary:
 
     def _message(self) -> bytes:
         packed = self._parts[0][0]
-        self._parts[0] = self._parts[0][PREFIX.size :]  # it is no shorter: see `_gather`
+        self._parts[0] = self._parts[0][PREFIX.size :]
         message = b"".join(self._parts)
         self._parts.clear()
         return unpacked(message, self._head.encoding, self._limit) if packed else message
@@ -162,7 +164,8 @@ class Unary:
         connection, number, length = self._connection, self._number, len(answer)
         size = length + PREFIX.size
         room = connection.first_window + self.window  # as `Outgoing.room`, for speed
-        if length <= _SMALL and size <= room and size <= connection.window and connection.may_write:
+        fits = length <= _SMALL and size <= room and size <= connection.window
+        if fits and connection.may_write and not connection.resized:
             connection.window -= size
             front = _FRONT.pack(_BEGINS[:5], number, BEGINNING, size >> 8, size & 255, DATA, 0, number, 0, length)
             connection.write(b"".join((front, answer, _BACK.pack(_ENDS[:5], number, ALL_WELL))))

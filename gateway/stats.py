@@ -150,11 +150,11 @@ class Compute:
 
     def add_all(self, moments: _Numbers) -> None:
         """Note executions by when they began, had their inputs, had their outputs, and ended, a column each."""
-        began, assembled, executed, ended = map(int, moments.sum(axis=1))
+        inputs, infer, outputs = np.diff(moments, axis=0).sum(axis=1).tolist()  # a sum of moments might overflow
         self.count += moments.shape[1]
-        self.input_ns += assembled - began
-        self.infer_ns += executed - assembled
-        self.output_ns += ended - executed
+        self.input_ns += inputs
+        self.infer_ns += infer
+        self.output_ns += outputs
 
     def protos(self) -> dict[str, pb.StatisticDuration]:
         """As the wire has it, by the fields' names."""

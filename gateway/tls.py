@@ -62,6 +62,7 @@ class Tls:
         if self.client_ca:
             context.load_verify_locations(self.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
+            context.num_tickets = 0  # a session that is taken up again would outlive its authority in a renewed file
         return context
 
 

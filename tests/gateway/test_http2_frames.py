@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hpack import Decoder
 from support.calls import ECHO, ONES, Gate, eventually, infer, request
+from support.concurrent import counts, statistics
 from support.models import RepositoryBuilder
 from support.raw_http2 import (
     DATA,
@@ -27,6 +29,8 @@ from support.raw_http2 import (
     literal,
 )
 from support.server import Gateway, serving
+
+from tensorgate_client.wire import inference_pb2 as pb
 
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
 STREAM = b"/inference.GRPCInferenceService/ModelStreamInfer"
@@ -94,9 +98,11 @@ def peer(gateway: Gateway) -> Iterator[Peer]:
     assert infer(gateway, "echo").shape == (1, 4)
 
 
-def message(rows: int = 1) -> bytes:
+def message(request_id: str = "") -> bytes:
     """A framed request to `echo`."""
-    data = request("echo", {"INPUT0": np.repeat(ONES, rows, 0)}).SerializeToString()
+    asked = request("echo", {"INPUT0": ONES})
+    asked.id = request_id
+    data = asked.SerializeToString()
     return b"\0" + len(data).to_bytes(4, "big") + data
 
 
@@ -123,6 +129,37 @@ def test_all_that_the_protocol_allows(peer: Peer) -> None:
     peer.send(BEGINNING + headers + rest + first + frame(DATA, 0, 1, data[3:40]) + frame(DATA, 0, 1, b""))
     peer.send(frame(DATA, 0, 1, data[40:]) + frame(HEADERS, 4 | LAST, 1, literal(b"trailing", b"x")))
     assert peer.is_answered()
+
+
+@pytest.mark.parametrize("begins", [0, 3])
+def test_a_message_cut_inside_its_prefix(peer: Peer, begins: int) -> None:
+    """A long message arrives whole also if what is read first ends before or inside the bytes that tell its length."""
+    data = message("x" * 8000)
+    pieces = frame(DATA, 0, 1, data[:begins]) + frame(DATA, 0, 1, data[begins:-1]) + frame(DATA, LAST, 1, data[-1:])
+    peer.send(BEGINNING + headers_of(PATH, 1) + pieces)
+    assert peer.is_answered()
+
+
+def test_data_behind_the_end(gateway: Gateway, peer: Peer) -> None:
+    """What a stream brings after it has said that it ends begins no further call."""
+
+    def answered() -> int:
+        statistics = gateway.stub.ModelStatistics(pb.ModelStatisticsRequest(name="echo"), timeout=60)
+        return statistics.model_stats[0].inference_count
+
+    before = answered()
+    peer.send(BEGINNING + headers_of(PATH, 1) + frame(DATA, LAST, 1, message()) * 9 + call(3))
+    assert peer.is_answered()
+    assert peer.is_answered(3)
+    assert answered() - before == 2
+
+
+def test_a_peer_without_a_header_table(peer: Peer) -> None:
+    """A peer that keeps no table of headers is told once that none is used, as some insist on."""
+    peer.decoder.max_allowed_table_size = 0  # raises an error unless the first block says so
+    peer.send(PREFACE + frame(SETTINGS, 0, 0, b"\0\1" + bytes(4)) + call() + call(3))
+    assert peer.is_answered()
+    assert peer.is_answered(3)
 
 
 def test_headers_that_refer_to_earlier_ones(peer: Peer) -> None:
@@ -293,3 +330,43 @@ def test_calls_that_cross_the_farewell(repository: RepositoryBuilder, tmp_path: 
         assert peer.answer(1)[0]["grpc-status"] == "0"
         assert list(peer.frames) == []
         assert gateway.server.wait() == 0
+
+
+def refused(gateway: Gateway) -> bool:
+    """Whether the port takes no connection any more."""
+    try:
+        connect(gateway).close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_an_answer_on_its_way_at_the_end(repository: RepositoryBuilder, tmp_path: Path) -> None:
+    """A caller who is still reading a long answer, and sends something meanwhile, gets it all from an ending server."""
+    gate = Gate(tmp_path / "gate")
+    long = gate.MODEL.replace('{"y": inputs["x"]}', '{"y": np.resize(inputs["x"], 500_000)}')
+    repository.add("slow", {"model.py": "import numpy as np\n" + long}, "max_batch_size: 0\n" + gate.config)
+    asked = request("slow", {"x": np.ones(1, np.float32)}).SerializeToString()
+    most = (2**31 - 1 - 65_535).to_bytes(4, "big")
+    opening = PREFACE + frame(SETTINGS, 0, 0, b"\0\4" + most) + frame(WINDOW, 0, 0, most) + headers_of(PATH, 1)
+    with serving(repository.root, environment=NATIVE) as gateway, connect(gateway) as connection:
+        peer = Peer(connection)
+        peer.send(opening + frame(DATA, LAST, 1, b"\0" + len(asked).to_bytes(4, "big") + asked))
+        eventually(gate.begun)
+        gate.open()
+        eventually(lambda: counts(statistics(gateway, "slow")).get("success"))
+        gateway.server.signal()
+        eventually(lambda: refused(gateway))
+        for _ in range(20):
+            peer.send(frame(PING, 1, 0, b"farewell"))
+            time.sleep(0.01)  # a server that closes too early has done so by then
+        size = 0
+        for kind, _, payload in peer.frames:
+            if kind == HEADERS and "grpc-status" in dict(peer.decoder.decode(payload)):
+                break
+            size += len(payload) if kind == DATA else 0
+            with suppress(ConnectionError):  # the rest may be here already, and the server gone
+                peer.send(frame(PING, 1, 0, b"farewell"))
+        peer.frames.close()
+        assert size > 2_000_000
+        assert gateway.server.wait(30) == 0
