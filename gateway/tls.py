@@ -62,7 +62,9 @@ class Tls:
         if self.client_ca:
             context.load_verify_locations(self.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-            context.num_tickets = 0  # a session that is taken up again would outlive its authority in a renewed file
+            # A session that is taken up again would outlive its authority in a renewed file; of 1.2's there is no end.
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.num_tickets = 0
         return context
 
 
