@@ -17,8 +17,8 @@ from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 from gateway.status import Status
 
 LONGEST, LONGEST_PACKED = 16 << 10, 64 << 10
-"""Bytes of a call's headers: calls with more are refused, and a connection is closed over what is longer than the second,
-packed or unpacked."""
+"""Bytes of a call's headers: calls with more are refused, and a connection is closed over what is longer than the
+second, packed or unpacked."""
 
 _MOST, _LONGEST_KNOWN, _MOST_KNOWN = 64, 1024, 64
 """Blocks that are remembered of a connection, bytes of one, and headers in it: a byte may stand for kilobytes."""

@@ -89,14 +89,17 @@ class NativeTransport:
 
     async def turn_away(self) -> None:
         """As `Transport.turn_away`: what peers send before they know is served."""
-        for server in self._servers:
-            server.close()
-        for peer in list(self._peers):
-            peer.leave()
+        self._leave()
         with suppress(TimeoutError):
             async with asyncio.timeout(_WAY_S):
                 while not all(peer.knows for peer in self._peers):  # noqa: ASYNC110  # as below
                     await asyncio.sleep(_LOOK_S)
+
+    def _leave(self) -> None:
+        for server in self._servers:
+            server.close()
+        for peer in list(self._peers):
+            peer.leave()
 
     async def sent(self) -> None:
         """As `Transport.sent`."""
@@ -105,6 +108,7 @@ class NativeTransport:
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
+        self._leave()
         if self._tasks and grace_s:
             await asyncio.wait(self._tasks, timeout=grace_s)
         for peer in self._peers:
