@@ -34,6 +34,7 @@ from gateway.repository import Repository
 from gateway.servicer import Allowed, Servicer
 from gateway.services import Services
 from gateway.settings import Settings
+from gateway.source import Folder
 from gateway.state import ServerState
 from gateway.status import Status
 from gateway.streaming import StreamLimits
@@ -180,7 +181,7 @@ async def _servicer(folder: Path) -> Servicer:
     loader = Loader(
         Threads(Registry()), settings.default_max_batch_size, ResponseCache(settings.cache_size_mb * 1024 * 1024)
     )
-    repository = Repository(folder, loader, _nobody_told)
+    repository = Repository(Folder(folder), loader, _nobody_told)
     await repository.load_each(await repository.announce(["*"]))
     observer = Observer(Traces(settings, "0"), log, None, limit)
     limits = StreamLimits(settings.stream_window, limit)

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.calls import Gate, eventually
 from support.concurrent import arrived, counts, in_turn, start, statistics, values
 from support.server import Gateway, serving
@@ -211,9 +212,10 @@ def test_draining_answers_what_was_read(models, gate):
             stream.send("slow", number)
         stream.send("quick", 1, unordered=True)
         assert stream.value() == [2]
+        watch = health_pb2_grpc.HealthStub(gateway.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         gateway.server.signal(signal.SIGTERM)
-        gateway.server.wait_for_log("stopping")
-        eventually(lambda: refused(gateway))
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         stream.send("quick", 2, unordered=True)
         gate.open()
         assert [stream.value() for _ in range(5)] == [[number] for number in range(5)]
@@ -245,8 +247,3 @@ def test_a_stuck_stream_is_cut_after_the_grace(models, gate):
         assert gateway.server.wait(30) == 1
         assert "requests cut off after 0.5 s of grace: 1" in gateway.server.log
         assert "Traceback" not in gateway.server.log
-
-
-def refused(gateway: Gateway) -> bool:
-    """Whether the server takes no new requests."""
-    return start(gateway, "quick", 1).code() is not Code.OK
