@@ -122,7 +122,9 @@ def _failures(subject: str) -> Iterator[None]:
         yield
     except Exception as error:
         # fsspec calls all that fails by http a file that is not there, and says of it its URL alone.
-        said = (str(error).startswith("http") and error.__cause__) or error
+        said: BaseException = error
+        while isinstance(said, FileNotFoundError) and "://" in str(said) and said.__cause__:
+            said = said.__cause__
         text = redacted(str(said).strip().partition("\n")[0]) or type(said).__name__
         hint = next((hint for kind, hint in _HINTS.items() if kind in type(error).__name__), "")
         raise StorageFailed(f"{subject}: {text[:300]}{hint}") from error
