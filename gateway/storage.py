@@ -71,7 +71,8 @@ class Storage:
             if isinstance(error.__cause__, ImportError):
                 raise InvalidSettings(f"--model-repository: a package for {scheme}:// is missing{hint}") from error
             if isinstance(error.__cause__, ValueError):
-                raise InvalidSettings(f"--model-repository: {error}") from error
+                hint = ": expected a .zip, on a server that answers range requests" if "::" in self._url else ""
+                raise InvalidSettings(f"--model-repository: {error}{hint}") from error
             self._files = None  # an archive that cannot be reached now
 
     def __repr__(self) -> str:
@@ -120,7 +121,11 @@ def _failures(subject: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = redacted(str(error).strip().partition("\n")[0]) or type(error).__name__
+        # fsspec calls all that fails by http a file that is not there, and says of it its URL alone.
+        said: BaseException = error
+        while isinstance(said, FileNotFoundError) and "://" in str(said) and said.__cause__:
+            said = said.__cause__
+        text = redacted(str(said).strip().partition("\n")[0]) or type(said).__name__
         hint = next((hint for kind, hint in _HINTS.items() if kind in type(error).__name__), "")
         raise StorageFailed(f"{subject}: {text[:300]}{hint}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from backends.base import InvalidInput
 from gateway.errors import DeadlineExceeded, GatewayError, ModelNotReady, QueueFull
 
 _LONGEST = 500  # characters of what a server says
+_ADDRESS = re.compile(r"\bipv[46]:\S+: |\bqtype=\w+ ")  # in the words of gRPC's core
 _TOO_LARGE = ("larger than max", "exceeds maximum size")  # in the words of gRPC's implementations
 
 
@@ -77,8 +79,8 @@ def judge(error: grpc.RpcError, address: str, model: str) -> Verdict:
 
 
 def said(error: grpc.RpcError) -> str:
-    """A failed call's status in a line, for the log."""
-    return f"{error.code().name}: {_text(error)}"
+    """A failed call's status in a line, for the log: the same whichever of a name's addresses was tried last."""
+    return f"{error.code().name}: {_ADDRESS.sub('', _text(error))}"
 
 
 def _text(error: grpc.RpcError) -> str:

@@ -80,7 +80,8 @@ class Server:
                 return "the server is not ready"
             asked = pb.ModelReadyRequest(name=options.model, version=options.version)
             if not self.stub.ModelReady(asked, timeout=_PROBE_S).ready:
-                return f"model '{options.model}' is not ready there"
+                version = f" version {options.version}" if options.version else ""
+                return f"model '{options.model}'{version} is not ready there"
         except grpc.RpcError as error:
             late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             return "" if late and self.answered >= began else said(error)  # it had only too much to do
