@@ -44,6 +44,8 @@ class Runtime:
     @property
     def available(self) -> int:
         """How many instances can run a batch now, or soon will: the others are away, and come back by themselves."""
+        if (servers := self.servers) and not any(server.healthy for server in servers):
+            return 0
         return sum(instance.available for instance in self.instances)
 
     @property

@@ -17,6 +17,7 @@ from support.remote import Load, remote
 from support.server import Gateway, connected, free_port, launch, serving
 
 from tensorgate_client.tensors import DTYPES, decode_infer_response
+from tensorgate_client.wire import inference_pb2 as pb
 
 DOUBLE = """
 class Model:
@@ -54,6 +55,11 @@ class Far:
         """Return when it is ready."""
         self._server.wait_until_ready()
         self.gateway = self._running.enter_context(connected(self._server, self.address))
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has been started and not stopped."""
+        return self._server.process.poll() is None
 
     def stop(self, number: signal.Signals) -> None:
         """Send it a signal, and wait for its end."""
@@ -142,3 +148,20 @@ def test_a_server_that_is_killed(fleet: tuple[Gateway, Far, Far]) -> None:
         callers.more(100)
     assert callers.failures == []
     near.server.wait_for_log(f"server {second.address} is not used")
+
+
+def test_a_model_without_a_server(fleet: tuple[Gateway, Far, Far]) -> None:
+    """A model of which no server is left is not ready, so that callers go elsewhere, until one is back."""
+    near, first, second = fleet
+
+    def ready() -> bool:
+        return near.stub.ModelReady(pb.ModelReadyRequest(name="double"), timeout=60).ready
+
+    assert ready()
+    for server in (first, second):
+        if server.runs:
+            server.stop(signal.SIGKILL)
+    eventually(lambda: not ready())
+    first.launch()
+    first.wait()
+    eventually(ready)
