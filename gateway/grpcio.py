@@ -21,22 +21,19 @@ from typing import Any
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
+from gateway.conversations import Conversations
 from gateway.grpcio_call import Call
 from gateway.grpcio_tls import credentials
 from gateway.grpcio_unary import Unary
 from gateway.services import Services
-from gateway.status import Status
 from gateway.tls import Tls
 from gateway.tracing import Metadata
 from gateway.transport import (
-    STOPPED,
     CannotListen,
     Limits,
     Method,
     OpenStream,
     Shortcut,
-    carry,
-    end_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -88,9 +85,8 @@ class GrpcioTransport:
         shortcuts: Mapping[str, Shortcut],
         limits: Limits,
     ) -> None:
-        self._services = services
         self._methods = {path: (method, shortcuts.get(path)) for path, method in methods.items()}
-        self._streams = streams
+        self._conversations = Conversations(streams, services)
         self.limit = limits.message_bytes
         self._loop = asyncio.get_running_loop()
         self._events = cygrpc.CompletionQueue()
@@ -98,8 +94,6 @@ class GrpcioTransport:
         self._server.register_completion_queue(self._events)
         self._handed: list[Callable[[], object]] = []
         self.calls: set[Unary] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._open_streams = 0
         self._shut = asyncio.Event()
         self._shutting = False
         self._receiving = True
@@ -130,7 +124,7 @@ class GrpcioTransport:
 
     async def sent(self) -> None:
         """As `Transport.sent`. Calls whose message has not arrived have no answer to wait for."""
-        while self._open_streams or any(call.answered for call in list(self.calls)):  # noqa: ASYNC110  # the other thread's
+        while self._conversations.streaming or any(call.answered for call in list(self.calls)):  # noqa: ASYNC110  # the other thread's
             await asyncio.sleep(_LOOK_S)
 
     async def stop(self, grace_s: float | None) -> None:
@@ -140,10 +134,7 @@ class GrpcioTransport:
             await asyncio.wait_for(self._shut.wait(), grace_s or 0)
         for call in list(self.calls):
             call.stop()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._conversations.stop(0)
         self._server.cancel_all_calls()
         await self._shut.wait()
 
@@ -192,29 +183,7 @@ class GrpcioTransport:
             self.hand(partial(self._open, Call(event.call, path, deadline, self.limit, self.hand), metadata))
 
     def _open(self, call: Call, metadata: Metadata) -> None:
-        task = self._loop.create_task(self._serve(call, metadata))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        call.begin(task)
-
-    async def _serve(self, call: Call, metadata: Metadata) -> None:
-        status: Status | None = STOPPED
-        try:
-            status = await end_of(call, partial(self._handle, metadata=metadata))
-        finally:  # whatever happened, nobody is left waiting
-            call.end(status)
-
-    async def _handle(self, call: Call, metadata: Metadata) -> Status | None:
-        if open_stream := self._streams.get(call.path):
-            self._open_streams += 1
-            try:
-                with open_stream(call.deadline, metadata) as stream:
-                    status = await carry(stream, call)
-                await call.flush()
-            finally:
-                self._open_streams -= 1
-            return status
-        return await self._services.serve(call)
+        call.begin(self._conversations.begin(call, metadata))
 
 
 def _call(functions: Sequence[Callable[[], object]]) -> None:

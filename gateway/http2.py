@@ -78,8 +78,8 @@ _OURS = b"".join(
 _NO_HTTP2 = b"this port speaks gRPC, over HTTP/2 without an upgrade: use a gRPC client\n"
 
 
-Open: TypeAlias = Callable[["Connection", int, Head], Stream | None]
-"""Begins the call of a new stream; None if it is over already."""
+Open: TypeAlias = Callable[["Connection", int, Head], Stream]
+"""Begins the call of a new stream."""
 
 
 class Connection(Incoming, Outgoing):
@@ -207,8 +207,8 @@ class Connection(Incoming, Outgoing):
         elif head.refusal:
             self.send_headers(number, head.refusal, ended=True)
             self.reset(number, NO_ERROR)
-        elif stream := self._open_stream(self, number, head):
-            self.streams[number] = stream
+        else:
+            stream = self.streams[number] = self._open_stream(self, number, head)
             if ended:
                 stream.receive(b"", 0, 0, END_STREAM)
 

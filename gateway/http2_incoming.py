@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 
 from hpack import HPACKError
 
@@ -30,7 +31,7 @@ LARGEST_FRAME = 1 << 20
 _log = logging.getLogger(__name__)
 
 
-class Incoming(asyncio.Protocol):
+class Incoming(asyncio.Protocol, ABC):
     """The way in. What becomes of what arrives is a subclass's matter.
 
     Attributes:
@@ -44,25 +45,25 @@ class Incoming(asyncio.Protocol):
         self.begun = False
         self._data: tuple[int, int, int] | None = None  # what of a frame is still to come
 
+    @abstractmethod
     def begin(self) -> None:
         """A peer that speaks HTTP/2 is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def turn_down(self) -> None:
         """A peer that does not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self, number: int, data: bytes, start: int, end: int, last: int) -> None:
         """These bytes of `data` have arrived for a stream; `last` is other than 0 if it ends with them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def handle(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         """Any other frame has arrived, or padded data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refuse(self, violation: Violation) -> None:
         """The peer is of no use any more."""
-        raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
         """As `asyncio.Protocol`'s."""

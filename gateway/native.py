@@ -11,17 +11,16 @@ import random
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 
+from gateway.conversations import Conversations
 from gateway.http2 import Connection
 from gateway.http2_call import Call
 from gateway.http2_headers import Head
 from gateway.http2_outgoing import Stream
 from gateway.http2_unary import Unary
 from gateway.services import Services
-from gateway.status import Status
 from gateway.tls import Tls, renewing
-from gateway.transport import STOPPED, CannotListen, Limits, Method, OpenStream, Shortcut, carry, end_of
+from gateway.transport import CannotListen, Limits, Method, OpenStream, Shortcut
 
 _BACKLOG = 4096
 """Connections that may wait to be taken."""
@@ -60,14 +59,11 @@ class NativeTransport:
         shortcuts: Mapping[str, Shortcut],
         limits: Limits,
     ) -> None:
-        self._services = services
         self._methods = {path: (method, shortcuts.get(path)) for path, method in methods.items()}
-        self._streams = streams
+        self._conversations = Conversations(streams, services)
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._peers: set[Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._open_streams = 0
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
 
@@ -103,22 +99,17 @@ class NativeTransport:
 
     async def sent(self) -> None:
         """As `Transport.sent`."""
-        while self._open_streams or any(map(_sending, self._peers)):  # noqa: ASYNC110  # nobody who sends should have to tell
+        while self._conversations.streaming or any(map(_sending, self._peers)):  # noqa: ASYNC110  # nobody who sends should have to tell
             await asyncio.sleep(_LOOK_S)
 
     async def stop(self, grace_s: float | None) -> None:
         """As `Transport.stop`."""
         self._leave()
-        if self._tasks and grace_s:
-            await asyncio.wait(self._tasks, timeout=grace_s)
+        await self._conversations.stop(grace_s or 0)
         for peer in self._peers:
             for stream in list(peer.streams.values()):
                 if isinstance(stream, Unary):
                     stream.stop()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
         for peer in list(self._peers):
             peer.end()
         with suppress(TimeoutError):
@@ -138,29 +129,8 @@ class NativeTransport:
         if found := self._methods.get(head.path):
             return Unary(connection, number, head, found, self._limits.message_bytes)
         call = Call(connection, number, head, self._limits.message_bytes)
-        call.task = self._loop.create_task(self._serve(call, head))
-        self._tasks.add(call.task)
-        call.task.add_done_callback(self._tasks.discard)
+        call.task = self._conversations.begin(call, head.metadata)
         return call
-
-    async def _serve(self, call: Call, head: Head) -> None:
-        status: Status | None = STOPPED
-        try:
-            status = await end_of(call, partial(self._handle, head=head))
-        finally:  # whatever happened, nobody is left waiting
-            call.end(status)
-
-    async def _handle(self, call: Call, head: Head) -> Status | None:
-        if open_stream := self._streams.get(call.path):
-            self._open_streams += 1
-            try:
-                with open_stream(call.deadline, head.metadata) as stream:
-                    status = await carry(stream, call)
-                await call.flush()
-            finally:
-                self._open_streams -= 1
-            return status
-        return await self._services.serve(call)
 
 
 def _sending(peer: Connection) -> bool:

@@ -58,15 +58,22 @@ def cache_ttl_s(config: pb.ModelConfig) -> float:
         LoadError: the parameter is no number above 0.
     """
     text = _text(config, CACHE_TTL_S, "")
-    if not text:
-        return inf
+    return seconds(CACHE_TTL_S, text) if text else inf
+
+
+def seconds(key: str, text: str) -> float:
+    """The parameter `key` as a finite time.
+
+    Raises:
+        LoadError: it is no number above 0.
+    """
     try:
-        seconds = float(text)
+        value = float(text)
     except ValueError:
-        seconds = 0.0
-    if not isfinite(seconds) or seconds <= 0:
-        raise LoadError(f"parameter '{CACHE_TTL_S}': expected seconds above 0, as '300', got '{text}'")
-    return seconds
+        value = 0.0
+    if not isfinite(value) or value <= 0:
+        raise LoadError(f"parameter '{key}': expected seconds above 0, as '60', got '{text}'")
+    return value
 
 
 def amount(config: pb.ModelConfig, key: str, default: float) -> float:

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import grpc
 from grpc import StatusCode
 
+from gateway.conversations import Conversation
 from gateway.status import Status
-from gateway.transport import Conversation
 
 
 class Services:

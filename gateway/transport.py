@@ -1,17 +1,15 @@
-"""What carries the RPCs, as the server sees it: gRPC's C core (`grpcio.py`), or a server in Rust (`native.py`)."""
+"""What carries the RPCs, as the server sees it: gRPC's C core (`grpcio.py`), or HTTP/2 of our own (`native.py`)."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias
 
 from grpc import StatusCode
 
-from gateway.status import Status, status_of
+from gateway.status import Status
 from gateway.streaming import Stream
 from gateway.tracing import Metadata
 
@@ -41,30 +39,6 @@ thread may ask."""
 
 OpenStream: TypeAlias = Callable[[float, Metadata], Stream]
 """A bidirectional RPC: the caller's deadline (`time.perf_counter`) and metadata to what becomes of its messages."""
-
-
-class Conversation(Protocol):
-    """A call of any number of messages, as bytes.
-
-    Attributes:
-        path: of the method.
-        deadline: when the caller stops waiting (`time.perf_counter`), infinite if it does not say.
-    """
-
-    path: str
-    deadline: float
-
-    async def read(self) -> Any:
-        """The next message; after the last one something else."""
-        ...
-
-    async def write(self, message: bytes, /) -> None:
-        """Send a message; returns when there is room for another."""
-        ...
-
-    async def flush(self) -> None:
-        """Return when everything has been handed to the connection."""
-        ...
 
 
 class CannotListen(Exception):
@@ -117,47 +91,3 @@ def too_large(what: str, message: bytes, limit: int) -> Status:
     """The status for a request or a response over the limit."""
     told = f"{what} larger than max ({len(message)} vs. {limit}): --max-message-mb sets the limit"
     return Status(StatusCode.RESOURCE_EXHAUSTED, told)
-
-
-C = TypeVar("C", bound=Conversation)
-
-
-async def end_of(call: C, handler: Callable[[C], Awaitable[Status | None]]) -> Status | None:
-    """Serve a call within its deadline; the status to end it with, None if all is well."""
-    try:
-        async with asyncio.timeout(None if call.deadline == inf else call.deadline - time.perf_counter()):
-            try:
-                status = await handler(call)
-            except TimeoutError:
-                raise
-            except Exception as error:
-                return status_of(error, call.path)
-            await call.flush()
-            return status
-    except TimeoutError:
-        return LATE
-
-
-async def carry(stream: Stream, call: Conversation) -> Status | None:
-    """Take a stream's messages from a call and bring it the responses; the status to end with, None if all is well."""
-    reading = asyncio.create_task(_read(stream, call))
-    try:
-        while isinstance(response := await stream.next(), bytes):
-            await call.write(response)
-            stream.sent(response)
-    finally:
-        reading.cancel()
-    return response
-
-
-async def _read(stream: Stream, call: Conversation) -> None:
-    try:
-        # An empty message is one, too: only the end is not bytes.
-        while isinstance(message := await call.read(), bytes):
-            stream.receive(message)
-            if stream.full:
-                await stream.room()
-    except Exception as error:
-        stream.break_off(error)
-    finally:
-        stream.end()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import grpc
 from grpc.experimental import ChannelOptions
 
 from backends.base import LoadError, ModelSource, switch, warn_of_unknown
+from gateway import parameters
 from tensorgate_client.channel import TLS, channel_options
 
 _URLS, _MODEL, _VERSION, _TIMEOUT, _IDEMPOTENT = "urls", "model", "version", "timeout_s", "idempotent"
@@ -58,7 +58,7 @@ class Options:
             source.parameters.get(_MODEL, "").strip() or source.name,
             source.parameters.get(_VERSION, "").strip(),
             _credentials(source),
-            _timeout_s(source),
+            parameters.seconds(_TIMEOUT, source.parameters.get(_TIMEOUT, str(_TIMEOUT_S)).strip()),
             switch(source, _IDEMPOTENT, default=True),
         )
 
@@ -87,17 +87,6 @@ def addresses(source: ModelSource) -> Sequence[str]:
 def _is_address(text: str) -> bool:
     match = _ADDRESS.fullmatch(text)
     return match is not None and 0 < int(match[2]) < 2**16
-
-
-def _timeout_s(source: ModelSource) -> float:
-    text = source.parameters.get(_TIMEOUT, str(_TIMEOUT_S)).strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not isfinite(seconds) or seconds <= 0:
-        raise LoadError(f"parameter '{_TIMEOUT}': expected seconds above 0, as '60', got '{text}'")
-    return seconds
 
 
 def _credentials(source: ModelSource) -> grpc.ChannelCredentials | None:

@@ -19,7 +19,9 @@ _PARTS = {
     "tracing": "what traces and metrics cost",
     "batching": "what the gateway itself costs, with a model that does nothing",
     "gpu": "real networks on an NVIDIA GPU against the bare runtime; only if it is named",
+    "ends": "what is lost when gateways end behind nginx, Envoy and clients that balance; only if it is named",
 }
+_ONLY_NAMED = ("gpu", "ends")
 
 
 def main() -> int:
@@ -30,7 +32,7 @@ def main() -> int:
         epilog="parts:\n" + "\n".join(f"  {name:10} {described}" for name, described in _PARTS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; by default all but gpu")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; by default all but gpu and ends")
     parser.add_argument("--quick", action="store_true", help="few short rounds, to see that it runs; not to be quoted")
     arguments = parser.parse_args()
     unknown = [part for part in arguments.parts if part not in _PARTS]
@@ -38,7 +40,7 @@ def main() -> int:
         parser.error(f"no part '{unknown[0]}': expected {', '.join(_PARTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the `with` blocks, which end the servers
     try:
-        _run(arguments.parts or [part for part in _PARTS if part != "gpu"], quick=arguments.quick)
+        _run(arguments.parts or [part for part in _PARTS if part not in _ONLY_NAMED], quick=arguments.quick)
     except BenchmarkError as error:
         progress("")
         sys.stderr.write(f"benchmarks: {error}\n")
@@ -52,7 +54,7 @@ def main() -> int:
 
 def _run(parts: Sequence[str], *, quick: bool) -> None:
     # Imported here: what they import takes seconds, in which Ctrl-C must end cleanly and a wrong argument be told.
-    if set(parts) != {"gpu"}:  # which has its own load generators
+    if not set(parts) <= set(_ONLY_NAMED):  # which have their own load generators
         import_module("benchmarks.h2load").executable()
     say(machine())
     if quick:

@@ -24,6 +24,7 @@ from backends.registry import Registry
 from benchmarks.models import echo, floats
 from gateway import http2_frames as http2
 from gateway.cache import ResponseCache
+from gateway.conversations import carry
 from gateway.engine import Threads
 from gateway.http2_headers import ALL_WELL
 from gateway.loader import Loader
@@ -39,7 +40,7 @@ from gateway.state import ServerState
 from gateway.status import Status
 from gateway.streaming import StreamLimits
 from gateway.traces import Traces
-from gateway.transport import Limits, carry
+from gateway.transport import Limits
 from tensorgate_client import encode_infer_request
 
 _PLAIN, _CACHED = "echo", "kept"

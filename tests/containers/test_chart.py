@@ -236,6 +236,7 @@ def test_a_setting_that_does_not_exist(chart: Chart, tmp_path: Path) -> None:
         ({"modelRepository": {"uri": "s3://a/b"}}, "networkPolicy.egress needs a rule"),
         ({"modelRepository": {"uri": "bucket"}}, "'bucket' does not match pattern"),
         ({**VOLUME, "replicsa": 3}, "additional properties 'replicsa' not allowed"),
+        ({**VOLUME, "autoscaling": {"enabled": True}}, "autoscaling: metrics.serviceMonitor has to be on"),
         ({**VOLUME, "replicas": "three"}, "got string, want integer"),
         ({**VOLUME, "settings": {"port": 9000}}, "invalid propertyName 'port'"),
         ({**VOLUME, "image": {"digest": "latest"}}, "'latest' does not match pattern"),

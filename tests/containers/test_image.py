@@ -143,5 +143,5 @@ def test_what_is_in_it(image: str) -> None:
     with running(image, "--entrypoint=sleep", command=("600",)) as container:
         assert container.run("find", "/opt/tensorgate", "-writable", "-not", "-type", "l") == ""
         assert container.run("find", "/opt/tensorgate", "-name", "settings.*.pyc", "-path", "*/gateway/*") != ""
-        left = container.run("find", "/source", "/root/.cache", "/opt/tensorgate/bin/pip", check=False)
+        left = container.run("find", "/source", "/var/cache/pip", "/opt/tensorgate/bin/pip", check=False)
         assert left == ""

@@ -280,7 +280,7 @@ BAD = {
     "sizes_low": (parameter("batch_sizes", "1 4"), "parameter 'batch_sizes': the largest is 4, below max_batch_size 8"),
     "ttl": (
         "response_cache { enable: true }\n" + parameter("response_cache_ttl_s", "soon"),
-        "parameter 'response_cache_ttl_s': expected seconds above 0, as '300', got 'soon'",
+        "parameter 'response_cache_ttl_s': expected seconds above 0, as '60', got 'soon'",
     ),
     "deterministic": (
         "response_cache { enable: true }\n" + parameter("deterministic", "perhaps"),

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
-import numpy as np
 import pytest
-from hpack import Decoder
-from support.calls import ECHO, ONES, Gate, eventually, infer, request
-from support.concurrent import counts, statistics
+from support.calls import ECHO, ONES, infer
 from support.models import RepositoryBuilder
 from support.raw_http2 import (
+    BEGINNING,
     DATA,
-    GOAWAY,
     HEADERS,
+    LAST,
+    NATIVE,
+    PATH,
+    PING,
     PREFACE,
     RESET,
     SETTINGS,
     WINDOW,
+    Peer,
+    call,
     connect,
     frame,
-    frames,
     headers_of,
     literal,
+    message,
 )
 from support.server import Gateway, serving
 
 from tensorgate_client.wire import inference_pb2 as pb
 
-PATH = b"/inference.GRPCInferenceService/ModelInfer"
 STREAM = b"/inference.GRPCInferenceService/ModelStreamInfer"
-PING, CONTINUATION = 6, 9
-LAST, PADDED, PRIORITIZED = 1, 8, 32
+CONTINUATION = 9
+PADDED, PRIORITIZED = 8, 32
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, COMPRESSION_ERROR, CALM = 1, 3, 6, 9, 11
-NATIVE = {"TENSORGATE_TRANSPORT": "native"}
-BEGINNING = PREFACE + frame(SETTINGS, 0, 0, b"")
 
 
 @pytest.fixture(scope="module")
@@ -50,44 +48,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         yield gateway
 
 
-class Peer:
-    """A bare connection."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.frames = frames(connection)
-        self.decoder = Decoder()
-
-    def send(self, data: bytes) -> None:
-        """Send bytes, whatever they are."""
-        self.socket.sendall(data)
-
-    def answer(self, stream: int = 1) -> tuple[dict[str, str], bytes]:
-        """Headers and data of a stream's answer, to its end."""
-        headers: dict[str, str] = {}
-        data = b""
-        for kind, number, payload in self.frames:
-            assert kind != GOAWAY, payload
-            fields = dict(self.decoder.decode(payload)) if kind == HEADERS else {}
-            if number == stream:
-                headers |= fields
-                data += payload if kind == DATA else b""
-                if "grpc-status" in headers or headers.get(":status", "200") != "200":
-                    break
-        return headers, data
-
-    def is_answered(self, stream: int = 1) -> bool:
-        """Whether a call to `echo` gets its response."""
-        headers, data = self.answer(stream)
-        assert int.from_bytes(data[1:5], "big") == len(data) - 5
-        return headers["grpc-status"] == "0" and ONES.tobytes() in data
-
-    def fault(self) -> int:
-        """The code that the server closes the connection with."""
-        codes = [int.from_bytes(payload[4:8], "big") for kind, _, payload in self.frames if kind == GOAWAY]
-        return codes[-1]
-
-
 @pytest.fixture
 def peer(gateway: Gateway) -> Iterator[Peer]:
     """A bare connection; afterwards the server still answers others."""
@@ -96,19 +56,6 @@ def peer(gateway: Gateway) -> Iterator[Peer]:
         yield peer
         peer.frames.close()
     assert infer(gateway, "echo").shape == (1, 4)
-
-
-def message(request_id: str = "") -> bytes:
-    """A framed request to `echo`."""
-    asked = request("echo", {"INPUT0": ONES})
-    asked.id = request_id
-    data = asked.SerializeToString()
-    return b"\0" + len(data).to_bytes(4, "big") + data
-
-
-def call(stream: int = 1) -> bytes:
-    """A call, whole."""
-    return headers_of(PATH, stream) + frame(DATA, LAST, stream, message())
 
 
 def test_a_byte_at_a_time(peer: Peer) -> None:
@@ -302,71 +249,3 @@ def test_a_message_announced_too_large(peer: Peer) -> None:
     assert headers["grpc-status"] == "8"
     assert "--max-message-mb" in headers["grpc-message"]
     assert peer.is_answered(3)
-
-
-def test_calls_that_cross_the_farewell(repository: RepositoryBuilder, tmp_path: Path) -> None:
-    """A server that stops serves what was sent before its farewell had arrived, and refuses what comes afterwards."""
-    gate = Gate(tmp_path / "gate")
-    repository.add("slow", gate.files, gate.config)
-    repository.add("echo", config=ECHO)
-    begun = request("slow", {"x": np.ones(1, np.float32)}).SerializeToString()
-    framed = b"\0" + len(begun).to_bytes(4, "big") + begun
-    with serving(repository.root, environment=NATIVE) as gateway, connect(gateway) as connection:
-        peer = Peer(connection)
-        peer.send(BEGINNING + headers_of(PATH, 1) + frame(DATA, LAST, 1, framed))
-        eventually(gate.begun)
-        gateway.server.signal()
-        told = next(payload for kind, _, payload in peer.frames if kind == GOAWAY)
-        assert told[:4] == b"\x7f\xff\xff\xff"  # any stream may still be on its way
-        peer.send(call(3))
-        assert peer.is_answered(3)
-        peer.send(frame(PING, 1, 0, b"farewell"))
-        told = next(payload for kind, _, payload in peer.frames if kind == GOAWAY)
-        assert told == bytes(3) + b"\3" + bytes(4)
-        peer.send(call(5))
-        refused = next((stream, payload) for kind, stream, payload in peer.frames if kind == RESET)
-        assert refused == (5, bytes(3) + b"\7")
-        gate.open()
-        assert peer.answer(1)[0]["grpc-status"] == "0"
-        assert list(peer.frames) == []
-        assert gateway.server.wait() == 0
-
-
-def refused(gateway: Gateway) -> bool:
-    """Whether the port takes no connection any more."""
-    try:
-        connect(gateway).close()
-    except ConnectionError:
-        return True
-    return False
-
-
-def test_an_answer_on_its_way_at_the_end(repository: RepositoryBuilder, tmp_path: Path) -> None:
-    """A caller who is still reading a long answer, and sends something meanwhile, gets it all from an ending server."""
-    gate = Gate(tmp_path / "gate")
-    long = gate.MODEL.replace('{"y": inputs["x"]}', '{"y": np.resize(inputs["x"], 500_000)}')
-    repository.add("slow", {"model.py": "import numpy as np\n" + long}, "max_batch_size: 0\n" + gate.config)
-    asked = request("slow", {"x": np.ones(1, np.float32)}).SerializeToString()
-    most = (2**31 - 1 - 65_535).to_bytes(4, "big")
-    opening = PREFACE + frame(SETTINGS, 0, 0, b"\0\4" + most) + frame(WINDOW, 0, 0, most) + headers_of(PATH, 1)
-    with serving(repository.root, environment=NATIVE) as gateway, connect(gateway) as connection:
-        peer = Peer(connection)
-        peer.send(opening + frame(DATA, LAST, 1, b"\0" + len(asked).to_bytes(4, "big") + asked))
-        eventually(gate.begun)
-        gate.open()
-        eventually(lambda: counts(statistics(gateway, "slow")).get("success"))
-        gateway.server.signal()
-        eventually(lambda: refused(gateway))
-        for _ in range(20):
-            peer.send(frame(PING, 1, 0, b"farewell"))
-            time.sleep(0.01)  # a server that closes too early has done so by then
-        size = 0
-        for kind, _, payload in peer.frames:
-            if kind == HEADERS and "grpc-status" in dict(peer.decoder.decode(payload)):
-                break
-            size += len(payload) if kind == DATA else 0
-            with suppress(ConnectionError):  # the rest may be here already, and the server gone
-                peer.send(frame(PING, 1, 0, b"farewell"))
-        peer.frames.close()
-        assert size > 2_000_000
-        assert gateway.server.wait(30) == 0

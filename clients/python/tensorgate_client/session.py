@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import wraps
@@ -149,7 +150,7 @@ def _authorization(token: str) -> str:
     return f"Bearer {token}"
 
 
-class Client:
+class Client(ABC):
     """What both clients have in common."""
 
     def __init__(  # noqa: PLR0913  # each is a fact of its own about the server
@@ -198,6 +199,6 @@ class Client:
         encryption = "TLS" if session.tls else "plaintext"
         return f"<{type(self).__name__} {session.address} {encryption} models={len(session.signatures)}>"
 
+    @abstractmethod
     def _open(self, options: list[tuple[str, Any]]) -> None:
         """Make the channel and its stub."""
-        raise NotImplementedError
