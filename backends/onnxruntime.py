@@ -104,8 +104,8 @@ class OnnxRuntimeModel:
         self._inputs = [spec.name for spec in self.signature.inputs]
         self._outputs = [spec.name for spec in self.signature.outputs]
         dtypes = {spec.dtype for spec in (*self.signature.inputs, *self.signature.outputs)}
-        self._has_strings = np.dtype(np.object_) in dtypes
-        if self._has_strings and np.dtype(ml_dtypes.bfloat16) in dtypes:
+        self._has_bfloat16 = np.dtype(ml_dtypes.bfloat16) in dtypes
+        if self._has_bfloat16 and np.dtype(np.object_) in dtypes:
             raise LoadError("onnxruntime takes no BF16 and string tensors in one call: cast to float in the model")
 
     @property
@@ -138,24 +138,16 @@ class OnnxRuntimeModel:
         }
 
     def _run(self, feed: Mapping[str, Array]) -> list[Array]:
-        if self._has_strings:  # which cannot be bound
-            results: list[Array] = self._session.run(self._outputs, feed)
-            return results
-        binding = self._session.io_binding()
-        bound = {name: np.asarray(array, order="C") for name, array in feed.items()}
-        for name, array in bound.items():
-            # On the CPU the model reads the array itself; onto a GPU it is copied here.
-            if array.dtype == ml_dtypes.bfloat16:
-                binding.bind_ortvalue_input(name, _to_value(array))
-            else:
-                binding.bind_cpu_input(name, array)
-        for name in self._outputs:
-            binding.bind_output(name)  # to the CPU, in memory that the runtime takes for this run
-        self._session.run_with_iobinding(binding)
-        outputs = [_from_value(value) for value in binding.get_outputs()]
+        """The outputs' arrays. On the CPU they lie over the runtime's own memory, and it reads the inputs where they are."""
+        results: list[Array]
+        if self._has_bfloat16:
+            values = {name: _to_value(array) for name, array in feed.items()}
+            results = [_from_value(value) for value in self._session.run_with_ort_values(self._outputs, values)]
+        else:
+            results = self._session.run(self._outputs, feed)
         # A graph may name one of its inputs as an output: that is then the caller's memory, which others get next.
-        given = bound.values()
-        return [out.copy() if any(np.may_share_memory(out, array) for array in given) else out for out in outputs]
+        given = feed.values()
+        return [out.copy() if any(np.may_share_memory(out, array) for array in given) else out for out in results]
 
     def close(self) -> None:
         """The session is freed with its last reference."""
@@ -229,9 +221,11 @@ def _objects(elements: list[Any], shape: tuple[int, ...]) -> Array:
 
 
 def _to_value(array: Array) -> ort.OrtValue:
-    """An array of bfloat16 as the runtime's tensor, over the same memory: numpy has no such datatype of its own."""
-    bits = np.asarray(array, order="C").view(np.uint16)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
+    """An array as the runtime's tensor. The runtime knows no numpy datatype for bfloat16: it gets the bits."""
+    array = np.asarray(array, order="C")
+    if array.dtype == ml_dtypes.bfloat16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _from_value(value: ort.OrtValue) -> Array:
