@@ -138,7 +138,7 @@ class OnnxRuntimeModel:
         }
 
     def _run(self, feed: Mapping[str, Array]) -> list[Array]:
-        """The outputs' arrays. On the CPU they lie over the runtime's own memory, and it reads the inputs where they are."""
+        """The outputs' arrays; on the CPU over the runtime's own memory, and it reads the inputs where they are."""
         results: list[Array]
         if self._has_bfloat16:
             values = {name: _to_value(array) for name, array in feed.items()}

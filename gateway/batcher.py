@@ -109,8 +109,8 @@ class Batcher:
             self._queue.check_room(level)
         if deadline < inf:
             free_at = now if self._idle else max(now, min(self._ends.values()))
-            answers_at = self._queue.answers_at(job, free_at, self._instances)
-            if answers_at > job.deadline:
+            answers_at, due = self._queue.prospect(job, free_at, self._instances)
+            if answers_at > due:
                 job.tried = self._may_try(job, now)
                 if not job.tried:
                     raise too_late(job.deadline - now, answers_at - now)
@@ -122,7 +122,7 @@ class Batcher:
     def _may_try(self, job: Job, now: float) -> bool:
         """Whether to run what seems to come too late, since nothing else is to be done and it might be wrong."""
         spare = self._idle and not self._queue and job.deadline > now
-        return bool(spare) and self._durations.doubtful(job.shape, job.request.rows, now)
+        return bool(spare) and self._durations.doubtful(job.shape, now)
 
     def time_left(self, job: Job) -> TimeLeft:
         """What is left to a job's callers from now on."""

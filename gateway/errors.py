@@ -101,9 +101,11 @@ def restated(error: BaseException, subject: str = "") -> Exception:
 
 
 def too_late(left_s: float, takes_s: float = 0.0) -> DeadlineExceeded:
-    """For a caller with so many seconds left, whose request takes so many as far as is known."""
+    """For a caller with so many seconds left, whose request takes so many as far as is known; by itself, if fewer."""
     if left_s <= 0:
         return DeadlineExceeded("the deadline had passed before the request could be executed")
+    if 0 < takes_s <= left_s:
+        return DeadlineExceeded(f"in the {shown_ms(left_s)} left it would make requests late that came before it")
     known = f": with what waits before it, it takes about {shown_ms(takes_s)}" if takes_s else ""
     return DeadlineExceeded(f"cannot be answered in the {shown_ms(left_s)} left{known}")
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from math import ceil, inf
+from typing import NamedTuple
 
 from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
@@ -34,6 +35,9 @@ class _Sorted:
     def __iter__(self) -> Iterator[Job]:
         return (job for _, job in self._items)
 
+    def __getitem__(self, number: int) -> Job:
+        return self._items[number][1]
+
     def add(self, key: tuple[float, ...], job: Job) -> None:
         items = self._items
         if not items or items[-1][0] < key:
@@ -57,6 +61,18 @@ class _Sorted:
     @property
     def first(self) -> Job:
         return self._items[0][1]
+
+
+class Prospect(NamedTuple):
+    """What would become of a job.
+
+    Attributes:
+        answers_at: when its batch can be answered.
+        due: when the most urgent one of that batch has to be.
+    """
+
+    answers_at: float
+    due: float
 
 
 @dataclass(slots=True)
@@ -149,8 +165,8 @@ class RequestQueue:
         due = job.arrived + _DUE_S
         return job.level, job.delayed, due if due < job.hurry else job.hurry, next(self._numbers)
 
-    def answers_at(self, job: Job, free_at: float, instances: int) -> float:
-        """When a job, not queued yet, can be answered, by the measured time of what comes before it.
+    def prospect(self, job: Job, free_at: float, instances: int) -> Prospect:
+        """What would become of a job that is not queued yet, by the measured time of what comes before it.
 
         Args:
             job: to be queued.
@@ -158,16 +174,20 @@ class RequestQueue:
             instances: how many there are.
         """
         limit, order = self._policy.max_rows, self._order(job)
-        ahead, own_rows, busy = 0.0, job.request.rows, bool(self._groups)
+        ahead, own_rows, busy, due = 0.0, job.request.rows, bool(self._groups), job.deadline
         for shape, group in self._groups.items():
-            before = ceil(group.jobs.number_before(order) / len(group.jobs) * group.rows)
+            number = group.jobs.number_before(order)
+            before = ceil(number / len(group.jobs) * group.rows)
             if shape == job.shape:
                 batches, beside = divmod(before + job.request.rows - 1, limit)
                 own_rows = beside + 1
+                first = ceil(batches * limit / group.rows * len(group.jobs))
+                if first < number:
+                    due = min(due, group.jobs[first].deadline)
             else:
                 batches = ceil(before / limit)
             ahead += batches * self._durations.expected(shape, min(limit, group.rows), cautious=True)
-        return free_at + ahead / instances + self._takes(job.shape, own_rows, cautious=busy)
+        return Prospect(free_at + ahead / instances + self._takes(job.shape, own_rows, cautious=busy), due)
 
     def _takes(self, shape: Hashable, rows: int, *, cautious: bool) -> float:
         """Seconds until a batch that starts now has been answered, 0 if nothing is known."""
@@ -246,7 +266,7 @@ class RequestQueue:
         """Fewer rows, if so many would make the most urgent job late and fewer would not."""
         job, rows = group.jobs.first, min(limit, group.rows)
         while job.deadline < now + self._takes(job.shape, rows, cautious=True):
-            rows = (1 << (rows.bit_length() - 1)) - 1  # durations are known by powers of two
+            rows -= max(rows >> 3, 1)
             if rows < job.request.rows:
                 return limit  # it is late whatever runs beside it
         return limit if rows == min(limit, group.rows) else rows

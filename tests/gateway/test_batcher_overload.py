@@ -1,0 +1,64 @@
+"""More requests with deadlines than can be answered: who is refused, and that the others get all there is."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from support.batching import Rig
+from support.fake_clock import now, on_fake_clock, settled, until
+
+from gateway.batch import Batch
+from gateway.errors import DeadlineExceeded
+
+_BATCHED = "max_batch_size: 32 dynamic_batching { }"
+
+
+def _takes(batch: Batch) -> float:
+    return (1 + batch.rows) / 16
+
+
+async def _known(rig: Rig, rows: int = 12) -> None:
+    """Let the batcher see each size of batch up to `rows`."""
+    for size in range(1, rows + 1):
+        rig.ask(0, rows=size)
+        await until(now() + 2)
+
+
+@on_fake_clock
+async def test_nobody_is_let_in_who_makes_an_earlier_one_late():
+    """Of a burst only as many are accepted as can be answered together in time; the others are told so at once."""
+    rig = Rig(_BATCHED, _takes)
+    await _known(rig)
+    began = now()
+    running = rig.ask_all([1] * 7, within=1)
+    await settled()
+    burst = rig.ask_all([2] * 20, within=1)
+    await until(began + 0.25)
+    later = rig.ask(3, within=1)
+    await rig.finish()
+    assert all(call.answered for call in running)
+    assert [call.answered for call in burst] == [True] * 6 + [False] * 14  # in the half second left by those that run
+    assert {(call.failed_with, call.ended) for call in burst[6:]} == {(DeadlineExceeded, began)}
+    assert (later.failed_with, later.ended) == (DeadlineExceeded, began + 0.25)
+    assert str(later.error) == "in the 1 s left it would make requests late that came before it"
+    assert rig.runs[-2:] == [[1] * 7, [2] * 6]
+
+
+@pytest.mark.parametrize("times", [2, 8])
+@on_fake_clock
+async def test_batches_stay_large_however_many_ask(times):
+    """Overloaded, a model does not end in batches of one: it goes on answering nearly as many as it ever could."""
+    chance = random.Random(times)  # noqa: S311
+    rig = Rig(_BATCHED, lambda batch: _takes(batch) * chance.lognormvariate(0, 0.1))
+    await _known(rig)
+    most = 7 / (8 / 16)  # a second, if a request may wait for one batch and run in another of the same size
+    taught, began, seconds = len(rig.calls), now(), 40
+    while now() < began + seconds:
+        await until(now() + chance.expovariate(times * most))
+        rig.ask(1, within=1)
+    calls = rig.calls[taught:]
+    await rig.finish()
+    in_time = [call for call in calls if call.answered and call.ended <= call.request.deadline]
+    assert len(in_time) >= 0.93 * seconds * most
+    assert {call.failed_with for call in calls} == {None, DeadlineExceeded}
