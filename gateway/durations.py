@@ -11,6 +11,9 @@ _NEWEST = 1 / 8
 _SURPRISE = 2.0
 """Times as long, or as short, as expected: once it is a hiccup, twice in a row what was known was wrong."""
 
+_LEAST_S = 1e-9
+"""What no clock can tell from nothing."""
+
 _DOUBT_S, _MOST_DOUBT_S = 1.0, 60.0
 _SHAPES = 256
 
@@ -82,7 +85,7 @@ class Durations:
             if len(self._by_shape) >= _SHAPES:  # of endlessly many, none is worth more than another
                 self._by_shape.clear()
             measured = self._by_shape[shape] = _Measured()
-        measured.add(rows, seconds, now)
+        measured.add(max(rows, 1), max(seconds, _LEAST_S), now)
 
     def expected(self, shape: Hashable, rows: int, *, cautious: bool = False) -> float:
         """Seconds that such a batch takes; with caution, also those by which it is likely to take longer.
