@@ -28,13 +28,7 @@ from gateway.grpcio_unary import Unary
 from gateway.services import Services
 from gateway.tls import Tls
 from gateway.tracing import Metadata
-from gateway.transport import (
-    CannotListen,
-    Limits,
-    Method,
-    OpenStream,
-    Shortcut,
-)
+from gateway.transport import CannotListen, Limits, Method, OpenStream, Shortcut
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +40,10 @@ _ACCEPTING = 16
 """Calls that may begin before the first of them has been looked at."""
 
 _AT_ONCE = 64
-"""Most calls handed to the loop at a time."""
+"""Most events that the loop takes at a time."""
+
+_LINGER_S = 0.0001
+"""How long the event loop looks for further events after the last one, before it leaves them to their thread again."""
 
 _NO_WAITING = 0.0
 """A time, in gRPC's terms, that has been."""
@@ -62,7 +59,7 @@ _LOOK_S = 0.01
 
 
 class GrpcioTransport:
-    """gRPC's C core: its events arrive on a thread of their own, which hands them to the event loop.
+    """gRPC's C core: its events are taken by the event loop as long as they keep coming, and else by a thread that waits.
 
     Args:
         services: every other service.
@@ -93,6 +90,8 @@ class GrpcioTransport:
         self._server = cygrpc.Server(_options(limits), False)  # noqa: FBT003  # a foreign signature
         self._server.register_completion_queue(self._events)
         self._handed: list[Callable[[], object]] = []
+        self._returned = threading.Semaphore(0)  # events are the thread's again
+        self._last_event = 0.0
         self.calls: set[Unary] = set()
         self._shut = asyncio.Event()
         self._shutting = False
@@ -139,32 +138,63 @@ class GrpcioTransport:
         await self._shut.wait()
 
     def hand(self, function: Callable[[], object]) -> None:
-        """Have the event loop call it soon; on the thread of the events."""
+        """Have the event loop call it soon; where the events are taken."""
         self._handed.append(function)
 
     def _receive(self) -> None:
+        """Take events on a thread of their own, until one is for the event loop, which then takes them itself."""
         try:
-            while self._receiving or self._handed:
-                self._next()
-                # A lone call is not kept waiting by a look for others.
-                if len(self._handed) >= _AT_ONCE or (self._handed and len(self.calls) == 1):
-                    self._hand_over()
+            while self._receiving:
+                event = self._events.poll(None)
+                event.tag(event)
+                if self._handed:
+                    self._loop.call_soon_threadsafe(self._begin_turn)
+                    self._returned.acquire()
         except BaseException:
-            if not self._loop.is_closed():
-                _log.critical("gRPC fails: stopping, since no request would be answered", exc_info=True)
-                os.kill(os.getpid(), signal.SIGTERM)
+            self._fail()
 
-    def _next(self) -> None:
-        """Take the next event. What it brings is handed over when no other is there yet."""
-        event = self._events.poll(_NO_WAITING if self._handed else None)
-        if event.completion_type == cygrpc.CompletionType.queue_timeout:
-            self._hand_over()
+    def _begin_turn(self) -> None:
+        self._last_event = time.perf_counter()
+        self._turn()
+
+    def _turn(self) -> None:
+        """Call what has been handed over, and take further events as long as they keep coming.
+
+        Passing each of them from one thread to the other would cost more than all else that a small request needs.
+        """
+        try:
+            self._call_handed()
+            taken = self._take_ready()
+            self._call_handed()
+        except BaseException:
+            self._fail()
+            return
+        now = time.perf_counter()
+        if taken:
+            self._last_event = now
+        if self._receiving and now - self._last_event < _LINGER_S:
+            self._loop.call_soon(self._turn)
         else:
-            event.tag(event)
+            self._returned.release()
 
-    def _hand_over(self) -> None:
-        self._loop.call_soon_threadsafe(_call, self._handed)
-        self._handed = []
+    def _call_handed(self) -> None:
+        handed, self._handed = self._handed, []
+        for function in handed:
+            function()
+
+    def _take_ready(self) -> bool:
+        """Take the events that are there, if not too many; whether there were any."""
+        for taken in range(_AT_ONCE):
+            event = self._events.poll(_NO_WAITING)
+            if event.completion_type == cygrpc.CompletionType.queue_timeout:
+                return taken > 0
+            event.tag(event)
+        return True
+
+    def _fail(self) -> None:
+        if not self._loop.is_closed():
+            _log.critical("gRPC fails: stopping, since no request would be answered", exc_info=True)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _accept(self) -> None:
         with suppress(ValueError):  # it is shutting down
@@ -184,11 +214,6 @@ class GrpcioTransport:
 
     def _open(self, call: Call, metadata: Metadata) -> None:
         call.begin(self._conversations.begin(call, metadata))
-
-
-def _call(functions: Sequence[Callable[[], object]]) -> None:
-    for function in functions:
-        function()
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:

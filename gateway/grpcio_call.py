@@ -20,7 +20,7 @@ _EACH = 128
 
 
 class Call:
-    """A call. What is named after an event runs on the thread of the events, the rest on the event loop.
+    """A call. What is named after an event runs where events are taken, the rest on the event loop.
 
     Args:
         call: the core's.

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Unary:
-    """A unary call. What is named after an event runs on the thread of the events, the rest on the event loop."""
+    """A unary call. What is named after an event runs where events are taken, the rest on the event loop."""
 
     __slots__ = ("_call", "_deadline", "_message", "_metadata", "_method", "_pending", "_transport", "answered")
 
