@@ -1,5 +1,18 @@
-"""`python -m gateway` is `tensorgate`."""
+"""The program: `tensorgate`, or `python -m gateway`."""
 
-from gateway.cli import main
+import os
+import signal
 
-main()
+
+def main() -> None:
+    """Run the command. Its imports take a moment, in which Ctrl-C is to end it as quietly as later on."""
+    try:
+        from gateway.cli import main as command  # noqa: PLC0415
+
+        command()
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGINT)
+
+
+if __name__ == "__main__":
+    main()

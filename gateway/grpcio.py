@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -59,7 +59,7 @@ _LOOK_S = 0.01
 
 
 class GrpcioTransport:
-    """gRPC's C core: its events are taken by the event loop as long as they keep coming, and else by a thread that waits.
+    """gRPC's C core: the event loop takes its events while they keep coming, a thread waits for those that do not.
 
     Args:
         services: every other service.

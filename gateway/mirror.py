@@ -132,6 +132,8 @@ class Mirror:
 
     def _look(self) -> dict[str, Listing]:
         """All models, as they are now. What a first look that fails finds instead are those of an earlier start."""
+        if self._known is None:
+            _log.info("looking through %s", self._storage.name)
         try:
             found = self._storage.look()
         except StorageFailed as error:

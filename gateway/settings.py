@@ -178,6 +178,8 @@ class Settings(BaseSettings):
         self._check_tls()
         if self.engine == "ray" and find_spec("ray") is None:
             raise ValueError("--engine ray: not installed: pip install 'tensorgate[ray]'")
+        if "ray_address" in self.model_fields_set and self.engine != "ray":
+            raise ValueError("--ray-address needs --engine ray: without it, instances run in this process")
         if self.trace_rate is not None and not tracing_installed():
             raise ValueError("--trace-rate: tracing is not installed: pip install 'tensorgate[otlp]'")
         if self.load_model and self.model_control != "explicit":

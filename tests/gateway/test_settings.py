@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,10 @@ WRONG_FLAGS = [
     (
         ["--model-repository", ".", "--load-model", "m"],
         "load_model needs --model-control explicit: 'none' loads every model",
+    ),
+    (
+        ["--model-repository", ".", "--ray-address", "head:6379"],
+        "--ray-address needs --engine ray: without it, instances run in this process",
     ),
     (["--config", "/no/such.toml"], "--config: no such file: /no/such.toml"),
 ]
@@ -222,6 +227,26 @@ def test_help_lists_every_setting_with_its_default():
         assert re.search(f" --{name.replace('_', '-')}[ ,]", text)
         default = "none" if field.default in ((), None) else field.default
         assert f"{field.description} ({'required' if field.is_required() else f'default: {default}'})" in text
+
+
+def test_ctrl_c_while_it_starts_ends_it_quietly():
+    """Whoever presses Ctrl-C at once gets the prompt back, and no traceback of an import."""
+    code = """if True:
+        import signal, sys
+
+        class Interrupting:
+            def find_spec(self, name, *_):
+                if name == "gateway.settings":
+                    signal.raise_signal(signal.SIGINT)
+
+        sys.meta_path.insert(0, Interrupting())
+        from gateway.__main__ import main
+        main()
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 def test_version_and_backends():
