@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ class _Sorted:
     def __iter__(self) -> Iterator[Job]:
         return (job for _, job in self._items)
 
-    def __getitem__(self, number: int) -> Job:
-        return self._items[number][1]
+    def between(self, start: int, end: int) -> Iterator[Job]:
+        return (job for _, job in islice(self._items, start, end))
 
     def add(self, key: tuple[float, ...], job: Job) -> None:
         items = self._items
@@ -174,20 +174,30 @@ class RequestQueue:
             instances: how many there are.
         """
         limit, order = self._policy.max_rows, self._order(job)
-        ahead, own_rows, busy, due = 0.0, job.request.rows, bool(self._groups), job.deadline
+        ahead, own_rows, busy = 0.0, job.request.rows, bool(self._groups)
+        beside: Iterator[Job] = iter(())
         for shape, group in self._groups.items():
             number = group.jobs.number_before(order)
             before = ceil(number / len(group.jobs) * group.rows)
             if shape == job.shape:
-                batches, beside = divmod(before + job.request.rows - 1, limit)
-                own_rows = beside + 1
-                first = ceil(batches * limit / group.rows * len(group.jobs))
-                if first < number:
-                    due = min(due, group.jobs[first].deadline)
+                batches, rows_before = divmod(before + job.request.rows - 1, limit)
+                own_rows = rows_before + 1
+                beside = group.jobs.between(ceil(batches * limit / group.rows * len(group.jobs)), number)
             else:
                 batches = ceil(before / limit)
             ahead += batches * self._durations.expected(shape, min(limit, group.rows), cautious=True)
-        return Prospect(free_at + ahead / instances + self._takes(job.shape, own_rows, cautious=busy), due)
+        begins = free_at + ahead / instances
+        together = begins + self._takes(job.shape, own_rows, cautious=busy)
+        alone = begins + self._takes(job.shape, job.request.rows, cautious=busy)
+        # Whoever is too late already has nothing to lose.
+        due = next((other.deadline for other in beside if other.deadline >= alone), inf)
+        if together <= min(due, job.deadline):
+            return Prospect(together, job.deadline)
+        # Who has much time may wait for a batch of its own; if all did, that would leave nobody any.
+        apart = alone + self._takes(job.shape, own_rows - job.request.rows, cautious=True)
+        if apart <= (job.arrived + job.deadline) / 2:
+            return Prospect(apart, job.deadline)
+        return Prospect(together, min(due, job.deadline))
 
     def _takes(self, shape: Hashable, rows: int, *, cautious: bool) -> float:
         """Seconds until a batch that starts now has been answered, 0 if nothing is known."""

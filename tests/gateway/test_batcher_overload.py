@@ -45,6 +45,40 @@ async def test_nobody_is_let_in_who_makes_an_earlier_one_late():
     assert rig.runs[-2:] == [[1] * 7, [2] * 6]
 
 
+@on_fake_clock
+async def test_who_has_time_waits_for_those_in_a_hurry():
+    """A request with a distant deadline is not refused for the sake of urgent ones: it runs after them."""
+    rig = Rig(_BATCHED, _takes)
+    await _known(rig)
+    rig.ask_all([1] * 7, within=1)
+    await settled()
+    urgent = rig.ask_all([2] * 6, within=1)
+    patient = rig.ask(3, within=10)
+    await rig.finish()
+    assert all(call.answered for call in urgent)
+    assert patient.answered
+    assert rig.runs[-3:] == [[1] * 7, [2] * 6, [3]]
+
+
+@on_fake_clock
+async def test_who_is_lost_already_keeps_nobody_out():
+    """If a batch takes so long that a waiting request cannot be in time any more, others are accepted all the same."""
+    hiccup = 0.0
+    rig = Rig(_BATCHED, lambda batch: _takes(batch) + hiccup)
+    await _known(rig)
+    hiccup = 1.0
+    began = now()
+    rig.ask_all([1] * 7)
+    await settled()
+    lost = rig.ask(2, within=1)
+    await until(began + 0.9375)
+    hiccup = 0.0
+    late_comer = rig.ask(3, within=1)
+    await rig.finish()
+    assert lost.failed_with is DeadlineExceeded
+    assert late_comer.answered
+
+
 @pytest.mark.parametrize("times", [2, 8])
 @on_fake_clock
 async def test_batches_stay_large_however_many_ask(times):
