@@ -182,19 +182,20 @@ class RequestQueue:
             if shape == job.shape:
                 batches, rows_before = divmod(before + job.request.rows - 1, limit)
                 own_rows = rows_before + 1
-                beside = group.jobs.between(ceil(batches * limit / group.rows * len(group.jobs)), number)
+                if group.dated:
+                    beside = group.jobs.between(ceil(batches * limit / group.rows * len(group.jobs)), number)
             else:
                 batches = ceil(before / limit)
             ahead += batches * self._durations.expected(shape, min(limit, group.rows), cautious=True)
         begins = free_at + ahead / instances
         together = begins + self._takes(job.shape, own_rows, cautious=busy)
         alone = begins + self._takes(job.shape, job.request.rows, cautious=busy)
-        # Whoever is too late already has nothing to lose.
-        due = next((other.deadline for other in beside if other.deadline >= alone), inf)
+        # The most urgent of them; who is too late already has nothing to lose.
+        due = next((other.deadline for other in beside if alone <= other.deadline < inf), inf)
         if together <= min(due, job.deadline):
             return Prospect(together, job.deadline)
         # Who has much time may wait for a batch of its own; if all did, that would leave nobody any.
-        apart = alone + self._takes(job.shape, own_rows - job.request.rows, cautious=True)
+        apart = alone + self._takes(job.shape, max(own_rows - job.request.rows, 1), cautious=True)
         if apart <= (job.arrived + job.deadline) / 2:
             return Prospect(apart, job.deadline)
         return Prospect(together, min(due, job.deadline))
