@@ -21,6 +21,9 @@ from tensorgate_client.wire.inference_pb2_grpc import GRPCInferenceServiceStub
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_FAREWELL_S = 5
+"""How long a stream's end waits for its reading thread."""
+
 
 def _blocking(call: Callable[Concatenate[Session, P], Steps[R]]) -> Callable[Concatenate[InferenceClient, P], R]:
     """One of `calls` as a method that waits for its result."""
@@ -131,7 +134,8 @@ class _Stream:
             self._left = True
             self._room.release()
             call.cancel()
-            reader.join()
+            # An interrupt inside grpc can leave one of its locks taken, so that its threads never hear of the end.
+            reader.join(_FAREWELL_S)
 
     def _requests(self) -> Iterator[pb.ModelInferRequest]:
         while self._room.acquire() and not self._left:
