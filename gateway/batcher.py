@@ -122,7 +122,7 @@ class Batcher:
     def _may_try(self, job: Job, now: float) -> bool:
         """Whether to run what seems to come too late, since nothing else is to be done and it might be wrong."""
         spare = self._idle and not self._queue and job.deadline > now
-        return bool(spare) and self._durations.doubtful(job.shape, now)
+        return bool(spare) and self._durations.doubtful(job.shape, job.request.rows, now)
 
     def time_left(self, job: Job) -> TimeLeft:
         """What is left to a job's callers from now on."""

@@ -181,7 +181,7 @@ class RequestQueue:
             before = ceil(number / len(group.jobs) * group.rows)
             if shape == job.shape:
                 batches, rows_before = divmod(before + job.request.rows - 1, limit)
-                own_rows = rows_before + 1
+                own_rows = max(rows_before + 1, job.request.rows)
                 if group.dated:
                     beside = group.jobs.between(ceil(batches * limit / group.rows * len(group.jobs)), number)
             else:
@@ -277,7 +277,7 @@ class RequestQueue:
         """Fewer rows, if so many would make the most urgent job late and fewer would not."""
         job, rows = group.jobs.first, min(limit, group.rows)
         while job.deadline < now + self._takes(job.shape, rows, cautious=True):
-            rows -= max(rows >> 3, 1)
+            rows = (1 << (rows.bit_length() - 1)) - 1  # durations are known by powers of two
             if rows < job.request.rows:
                 return limit  # it is late whatever runs beside it
         return limit if rows == min(limit, group.rows) else rows
