@@ -120,9 +120,14 @@ class Batcher:
         return job
 
     def _may_try(self, job: Job, now: float) -> bool:
-        """Whether to run what seems to come too late, since nothing else is to be done and it might be wrong."""
-        spare = self._idle and not self._queue and job.deadline > now
-        return bool(spare) and self._durations.doubtful(job.shape, job.request.rows, now)
+        """Whether to run what seems to come too late, since that might be wrong.
+
+        Only what would be late by its own time alone, or where nothing else is to be done.
+        """
+        left = job.deadline - now
+        alone = self._durations.expected(job.shape, job.request.rows, cautious=True) > left
+        spare = bool(self._idle) and not self._queue
+        return left > 0 and (alone or spare) and self._durations.doubtful(job.shape, job.request.rows, now)
 
     def time_left(self, job: Job) -> TimeLeft:
         """What is left to a job's callers from now on."""

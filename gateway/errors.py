@@ -101,7 +101,10 @@ def restated(error: BaseException, subject: str = "") -> Exception:
 
 
 def too_late(left_s: float, takes_s: float = 0.0) -> DeadlineExceeded:
-    """For a caller with so many seconds left, whose request takes so many as far as is known; by itself, if fewer."""
+    """For a caller with so many seconds left, whose request takes so many as far as is known.
+
+    If these are fewer, it is refused for the sake of those before it.
+    """
     if left_s <= 0:
         return DeadlineExceeded("the deadline had passed before the request could be executed")
     if 0 < takes_s <= left_s:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -13,54 +11,13 @@ from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
 from gateway.errors import QueueFull
 from gateway.job import Job, Order
+from gateway.job_group import Group, Sorted
 
 _DUE_S = 1.0
 """A request without a deadline is due this long after it came: what has deadlines may overtake it, not for ever."""
 
 _WAY_BACK_S = 0.002
 """What an answer may need on its way to the caller, which nobody here can measure."""
-
-
-class _Sorted:
-    """Jobs by a key. Queues are short and mostly appended to, so that a list beats a tree."""
-
-    __slots__ = ("_items",)
-
-    def __init__(self) -> None:
-        self._items: list[tuple[tuple[float, ...], Job]] = []
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Job]:
-        return (job for _, job in self._items)
-
-    def between(self, start: int, end: int) -> Iterator[Job]:
-        return (job for _, job in islice(self._items, start, end))
-
-    def add(self, key: tuple[float, ...], job: Job) -> None:
-        items = self._items
-        if not items or items[-1][0] < key:
-            items.append((key, job))
-        else:
-            insort(items, (key, job))  # keys differ, so jobs are never compared
-
-    def remove(self, key: tuple[float, ...]) -> None:
-        del self._items[self.number_before(key)]
-
-    def number_before(self, key: tuple[float, ...]) -> int:
-        return bisect_left(self._items, (key,))
-
-    def remove_first(self, number: int) -> None:
-        del self._items[:number]
-
-    @property
-    def first_key(self) -> tuple[float, ...]:
-        return self._items[0][0]
-
-    @property
-    def first(self) -> Job:
-        return self._items[0][1]
 
 
 class Prospect(NamedTuple):
@@ -75,29 +32,6 @@ class Prospect(NamedTuple):
     due: float
 
 
-@dataclass(slots=True)
-class _Group:
-    """Queued jobs of one shape.
-
-    Attributes:
-        jobs: in their order.
-        rows: of all of them.
-        dated: how many have a deadline.
-        ripens: the least of when each came and of half the time each has; None if it has to be looked up again.
-    """
-
-    jobs: _Sorted = field(default_factory=_Sorted)
-    rows: int = 0
-    dated: int = 0
-    ripens: tuple[float, float] | None = (inf, inf)
-
-    def first_to_ripen(self) -> tuple[float, float]:
-        """When the first came, and when the first has had half of its time."""
-        if self.ripens is None:
-            self.ripens = min(job.arrived for job in self.jobs), min((job.arrived + job.hurry) / 2 for job in self.jobs)
-        return self.ripens
-
-
 class RequestQueue:
     """The waiting requests of one model version. Touched by the event loop alone.
 
@@ -109,8 +43,8 @@ class RequestQueue:
     def __init__(self, policy: BatchingPolicy, durations: Durations) -> None:
         self._policy = policy
         self._durations = durations
-        self._groups: dict[Hashable, _Group] = {}
-        self._expiring = _Sorted()
+        self._groups: dict[Hashable, Group] = {}
+        self._expiring = Sorted()
         self._waiting: dict[int, int] = {}
         self._numbers = count()
         self.holds_back = bool(policy.preferred_rows) or policy.max_delay_s > 0
@@ -143,7 +77,7 @@ class RequestQueue:
         job.order = self._order(job)
         group = self._groups.get(job.shape)
         if group is None:
-            group = self._groups[job.shape] = _Group()
+            group = self._groups[job.shape] = Group()
         group.jobs.add(job.order, job)
         group.rows += job.request.rows
         group.dated += job.deadline < inf
@@ -273,16 +207,26 @@ class RequestQueue:
                 return jobs, late
         return [], late
 
-    def _in_time(self, group: _Group, limit: int, now: float) -> int:
-        """Fewer rows, if so many would make the most urgent job late and fewer would not."""
-        job, rows = group.jobs.first, min(limit, group.rows)
-        while job.deadline < now + self._takes(job.shape, rows, cautious=True):
-            rows = (1 << (rows.bit_length() - 1)) - 1  # durations are known by powers of two
-            if rows < job.request.rows:
+    def _in_time(self, group: Group, limit: int, now: float) -> int:
+        """Fewer rows, if so many would make the most urgent job late that need not be, and fewer would not."""
+        least, urgent = 0, None
+        for job in group.jobs:
+            lost = job.deadline < now + self._takes(job.shape, job.request.rows, cautious=True) and not job.tried
+            if not lost:
+                least += job.request.rows
+                if job.deadline < inf and not job.tried:
+                    urgent = job
+                    break
+        rows = whole = min(limit, group.rows)
+        if urgent is None or least > limit:
+            return limit  # there is none, or it does not come into this batch
+        while urgent.deadline < now + self._takes(urgent.shape, rows, cautious=True):
+            if rows <= least:
                 return limit  # it is late whatever runs beside it
-        return limit if rows == min(limit, group.rows) else rows
+            rows = max((1 << (rows.bit_length() - 1)) - 1, least)  # durations are known by powers of two
+        return limit if rows == whole else rows
 
-    def _left(self, group: _Group, job: Job) -> None:
+    def _left(self, group: Group, job: Job) -> None:
         """A job was taken out of its group."""
         assert job.order is not None  # noqa: S101
         group.rows -= job.request.rows
@@ -302,7 +246,7 @@ class RequestQueue:
             return self.expires
         return min([self.expires, *(self._ripe_at(group) for group in self._groups.values())])
 
-    def _next_group(self, now: float) -> _Group | None:
+    def _next_group(self, now: float) -> Group | None:
         """Of the shapes of which enough waits, or has waited long enough, the one whose first job is most urgent."""
         if not self.holds_back and len(self._groups) <= 1:
             return next(iter(self._groups.values()), None)
@@ -312,7 +256,7 @@ class RequestQueue:
             ripe = list(self._groups.values())
         return min(ripe, key=lambda group: group.jobs.first_key, default=None)
 
-    def _rows_to_run(self, group: _Group, now: float) -> int:
+    def _rows_to_run(self, group: Group, now: float) -> int:
         """Most rows of the next batch of a shape; 0 while it is worth waiting for more."""
         limit = self._policy.max_rows
         if not self.holds_back:
@@ -321,7 +265,7 @@ class RequestQueue:
             return preferred
         return limit if group.rows >= limit or now >= self._ripe_at(group) else 0
 
-    def _preferred(self, group: _Group) -> int:
+    def _preferred(self, group: Group) -> int:
         """The largest preferred batch size that the first jobs of a shape make up exactly, or 0."""
         best = rows = 0
         if not self._policy.preferred_rows:
@@ -334,7 +278,7 @@ class RequestQueue:
                 best = rows
         return best
 
-    def _ripe_at(self, group: _Group) -> float:
+    def _ripe_at(self, group: Group) -> float:
         """When a shape's jobs run however few they are: holding them back takes at most half of the time they have."""
         came, half = group.first_to_ripen()
         takes = self._durations.expected(group.jobs.first.shape, group.rows)

@@ -134,6 +134,23 @@ async def test_one_slow_execution_among_quick_ones_turns_nobody_away():
     assert (call.answered, call.ended) == (True, 10.5)
 
 
+@on_fake_clock
+async def test_bad_measurement_of_one_shape_ends_though_others_keep_the_model_busy():
+    """A shape that was slow once is served again before long, also on a model that is never idle."""
+    slow = 4.0
+    rig = Rig("max_batch_size: 1", lambda batch: slow if batch.requests[0].inputs["x"].shape[1] == 9 else 0.25)
+    rig.ask(0, width=9)
+    await until(4)
+    slow = 0.25
+    wide = []
+    for step in range(80):
+        rig.ask_all([1, 1])
+        wide.append(rig.ask(2, width=9, within=2))
+        await until(4 + step + 1)
+    await rig.finish()
+    assert sum(call.answered for call in wide) >= 70
+
+
 @pytest.mark.parametrize("hiccups", [1, 3, 20])
 @on_fake_clock
 async def test_hiccups_do_not_lock_out_an_idle_model(hiccups):

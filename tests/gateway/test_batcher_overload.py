@@ -80,6 +80,30 @@ async def test_who_is_lost_already_keeps_nobody_out():
     assert late_comer.answered
 
 
+@pytest.mark.parametrize("first", ["undated", "lost"])
+@on_fake_clock
+async def test_urgent_request_behind_others_gets_the_smaller_batch_too(first):
+    """Whoever was accepted is answered in time also where one without a deadline, or one too late already, is first."""
+    hiccup = 0.0
+    rig = Rig("max_batch_size: 8", lambda batch: _takes(batch) + hiccup)
+    for size in (1, 2, 4, 8):
+        rig.ask(0, rows=size)
+        await until(now() + 2)
+    hiccup = 0.5 if first == "lost" else 0.0
+    began = now()
+    rig.ask(0, rows=8)
+    await until(began + 0.125)
+    rig.ask(1, **({"within": 1.425} if first == "lost" else {}))
+    urgent = rig.ask(2, within=2.0 if first == "lost" else 1.5)
+    patient = [rig.ask(3, within=20) for _ in range(6)]
+    await until(began + 0.25)
+    hiccup = 0.0
+    await rig.finish()
+    assert urgent.answered
+    assert START + urgent.ended <= urgent.request.deadline
+    assert all(call.answered for call in patient)
+
+
 @pytest.mark.parametrize("times", [2, 8])
 @on_fake_clock
 async def test_batches_stay_large_however_many_ask(times):
