@@ -9,9 +9,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 _CHOSEN = "CUDA_VISIBLE_DEVICES"
+_importing = Lock()  # who waits for an import that then fails would get the module as far as it came
 
 
 class NoGpus(Exception):
@@ -94,7 +96,8 @@ def _part(uuid: str, nvml: Any) -> list[Gpu]:
 @cache  # of a success alone: a driver may be loaded later
 def _nvml() -> Any:
     try:
-        import pynvml  # noqa: PLC0415  # most machines have no GPU, and many no need of it
+        with _importing:
+            import pynvml  # noqa: PLC0415  # most machines have no GPU, and many no need of it
     except ImportError as error:
         raise NoGpus("nvidia-ml-py is not installed: pip install 'tensorgate[gpu]'") from error
     try:

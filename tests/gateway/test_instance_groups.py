@@ -167,7 +167,11 @@ def test_cuda_visible_devices(chosen: str, tmp_path: Path, repository: Repositor
         assert [device for device, _ in where(gateway, "auto", len(CHOSEN[chosen]))] == CHOSEN[chosen]
 
 
-NOT_INSTALLED = "raise ModuleNotFoundError(\"No module named 'pynvml'\")"
+NOT_INSTALLED = """
+import time
+time.sleep(0.3)  # so that two models ask for it at once
+raise ModuleNotFoundError("No module named 'pynvml'")
+"""
 
 
 @pytest.mark.parametrize("what", ["no module", "no driver", "no gpu"])
