@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from threading import Lock
 from typing import cast
 
 from backends.base import Backend, LoadError, ModelSource
@@ -115,6 +116,7 @@ class Registry:
         self._infos = infos
         self._aliases = {alias: info for info in infos.values() for alias in (*info.aliases, info.platform) if alias}
         self._backends: dict[str, Backend] = {}
+        self._importing = Lock()  # models load in threads; who waits for an import that then fails gets half a module
 
     def __iter__(self) -> Iterator[BackendInfo]:
         return iter(self._infos.values())
@@ -153,9 +155,10 @@ class Registry:
         Raises:
             LoadError: it is not installed.
         """
-        if info.name not in self._backends:
-            self._backends[info.name] = info.load()
-        return self._backends[info.name]
+        with self._importing:
+            if info.name not in self._backends:
+                self._backends[info.name] = info.load()
+            return self._backends[info.name]
 
     def obstacle(self, info: BackendInfo, source: ModelSource, kind: str) -> str:
         """Why the backend cannot load a source on a kind of device, "cuda" or "cpu"; "" if it can.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,28 @@ def test_a_plug_in_that_fails(text: str, reason: str, tmp_path: Path, monkeypatc
         registry.backend(info)
     assert str(caught.value) == f"backend 'odd' does not import: {reason}"
     assert registry.backend(registry.info("echo"))
+
+
+@pytest.mark.parametrize("end", ["class Backend: pass", "raise OSError('libodd.so.1 is missing')"])
+def test_models_that_load_at_once(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models that ask for a backend at the same time share it, or read the same reason why there is none."""
+    plug_in(tmp_path, f"import time\ntime.sleep(0.3)\n{end}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_backend", raising=False)
+    registry = Registry()
+    info = registry.for_files({"model.odd"})
+
+    def ask(_: int) -> object:
+        try:
+            return registry.backend(info)
+        except LoadError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(ask, range(2))
+    assert first == second
+    if end.startswith("raise"):
+        assert first == "backend 'odd' does not import: OSError: libodd.so.1 is missing"
 
 
 def test_built_in_names_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
