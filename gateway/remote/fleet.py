@@ -145,6 +145,8 @@ class Fleet:
                 if server.failed < began and not self._closed:  # else it has failed since it was asked
                     self._note(server, problem)
                 self._changed.notify_all()
+            if problem:
+                server.connect(_INTERVAL_S)
             self._looks[server].wait(max(_INTERVAL_S + began - time.monotonic(), _INTERVAL_S / 10))
             self._looks[server].clear()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -86,6 +87,11 @@ class Server:
             late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             return "" if late and self.answered >= began else said(error)  # it had only too much to do
         return ""
+
+    def connect(self, seconds: float) -> None:
+        """Go on connecting for so long, or until it answers: a channel that nobody waits for does so every 5 s."""
+        with suppress(grpc.RpcError, ValueError):  # the latter if the channel was closed meanwhile
+            self.stub.ServerReady(pb.ServerReadyRequest(), timeout=seconds, wait_for_ready=True)
 
     def signature(self, options: Options) -> Signature:
         """What its model takes and gives.

@@ -151,7 +151,7 @@ def test_a_server_that_is_killed(fleet: tuple[Gateway, Far, Far]) -> None:
 
 
 def test_a_model_without_a_server(fleet: tuple[Gateway, Far, Far]) -> None:
-    """A model of which no server is left is not ready, so that callers go elsewhere, until one is back."""
+    """A model of which no server is left is not ready, so that callers go elsewhere; it is once one is back, soon."""
     near, first, second = fleet
 
     def ready() -> bool:
@@ -164,4 +164,4 @@ def test_a_model_without_a_server(fleet: tuple[Gateway, Far, Far]) -> None:
     eventually(lambda: not ready())
     first.launch()
     first.wait()
-    eventually(ready)
+    eventually(ready, timeout=10)
