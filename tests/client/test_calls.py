@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -12,10 +13,10 @@ from support.calls import ECHO, Gate, eventually, refusal
 from support.calls import request as wire_request
 from support.concurrent import statistics
 from support.models import RepositoryBuilder
-from support.server import Gateway, serving
+from support.server import Gateway, free_port, launch, serving
 from support.zoo import add_identities, sample
 
-from tensorgate_client import InferenceError
+from tensorgate_client import InferenceClient, InferenceError
 from tensorgate_client.tensors import DTYPES
 
 DIGITS = """
@@ -200,6 +201,21 @@ def test_a_server_that_is_not_there(connect):
     error = fault(lambda: client.infer("digits", {"pixels": PIXELS}))
     assert error.code is StatusCode.UNAVAILABLE
     assert error.message.startswith("127.0.0.1:1: ")
+
+
+def test_a_killed_server_is_started_again(repository):
+    """Who asks once in a while whether the server is ready is told within seconds that it is back."""
+    where = ("--model-repository", repository.root, "--port", str(free_port()))
+    with launch(*where) as server:
+        client = InferenceClient(server.wait_until_ready())
+        assert client.is_ready()
+    with client:
+        for _ in range(3):
+            assert not client.is_ready()
+            time.sleep(1)
+        with launch(*where) as server:
+            server.wait_until_ready()
+            eventually(lambda: client.is_ready() or time.sleep(1), timeout=7)
 
 
 def test_a_deadline_passes(connect, repository, tmp_path):

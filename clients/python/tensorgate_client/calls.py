@@ -26,7 +26,8 @@ Version: TypeAlias = str | int
 """Of a model: a decimal number, as text or not; empty lets the server choose."""
 
 _GONE_OR_CHANGED = (StatusCode.NOT_FOUND, StatusCode.INVALID_ARGUMENT)
-_NO_ANSWER = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+_NO_ANSWER = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.NOT_FOUND)
+_MOMENT_MS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +269,27 @@ def _set(parameter: pb.InferParameter, value: bool | int | float | str) -> None:
 
 def _probed(session: Session, rpc: str, request: Message, deadline_ms: float | None) -> Steps[Any]:
     """The answer to a question that "no answer" answers as well: None."""
+    deadline = session.deadline(deadline_ms)
     try:
-        return (yield Rpc(rpc, request, session.deadline(deadline_ms)))
+        return (yield Rpc(rpc, request, deadline))
     except InferenceError as error:
-        if error.code in _NO_ANSWER or error.code is StatusCode.NOT_FOUND:
+        if error.code is StatusCode.UNAVAILABLE:
+            return (yield from _awaited(rpc, request, deadline))
+        if error.code in _NO_ANSWER:
+            return None
+        raise
+
+
+def _awaited(rpc: str, request: Message, deadline: Deadline | None) -> Steps[Any]:
+    """The answer if the server can be reached within a moment.
+
+    A blocking channel that nobody waits for goes on connecting every 5 s alone: who asks again and again, and never
+    waits, would see a server that is there long after everybody else.
+    """
+    left_ms = deadline.left_s * 1000 if deadline else _MOMENT_MS
+    try:
+        return (yield Rpc(rpc, request, Deadline.after(min(left_ms, _MOMENT_MS)), waits=True))
+    except InferenceError as error:
+        if error.code in _NO_ANSWER:
             return None
         raise

@@ -94,7 +94,7 @@ class InferenceClient(Client):
                 try:
                     self._session.check(rpc.deadline)
                     response = getattr(self._stub, rpc.name)(
-                        rpc.request, timeout=rpc.timeout, metadata=self._session.headers()
+                        rpc.request, metadata=self._session.headers(), **rpc.options
                     )
                 except InferenceError as error:
                     rpc = steps.throw(error)

@@ -59,16 +59,17 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
-    """A unary RPC to make, by its name in the service."""
+    """A unary RPC to make, by its name in the service; one that waits does so until there is a connection."""
 
     name: str
     request: Message
     deadline: Deadline | None = None
+    waits: bool = False
 
     @property
-    def timeout(self) -> float | None:
-        """Seconds it may take from now."""
-        return self.deadline.left_s if self.deadline else None
+    def options(self) -> dict[str, Any]:
+        """What gRPC is to know of it: the seconds it may take from now, and whether it waits."""
+        return {"timeout": self.deadline.left_s if self.deadline else None, "wait_for_ready": self.waits}
 
 
 Steps: TypeAlias = Generator[Rpc, Any, R]
