@@ -8,7 +8,6 @@ LITERT := .venv-litert
 DEPLOY := .venv-deploy
 RAY := .venv-ray
 ENVOY := .venv-envoy
-PEERS := triton mlserver ray perf
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 DECLARED := pyproject.toml clients/python/pyproject.toml $(CONSTRAINTS)
 
@@ -53,7 +52,7 @@ bench: $(VENV)/.dev  ## measure the gateway on this machine; ONLY=minilm runs on
 instructions: $(VENV)/.dev  ## count what requests cost, over what is recorded; RECORD=1 records; needs valgrind
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.instructions $(if $(RECORD),--record)
 
-bench-peers: $(VENV)/.dev $(PEERS:%=.venv-peers-%/.installed)  ## the same beside Triton, MLServer and Ray Serve (1.4 GB); ONLY="identity triton native", QUICK=1
+bench-peers: $(VENV)/.dev  ## the same beside Triton, MLServer and Ray Serve (1.4 GB, installed when measured); ONLY="identity triton native", QUICK=1
 	@PYTHONPATH=tests $(BIN)/python -m benchmarks.peers $(ONLY) $(if $(QUICK),--quick)
 
 soak: $(VENV)/.dev  ## random traffic for MINUTES=10: nothing lost, nothing wrong, nothing left behind

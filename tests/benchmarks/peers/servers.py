@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -144,15 +145,15 @@ LAUNCHES: Mapping[str, Callable[[Path, int], Launch]] = {
 
 
 def environment(name: str) -> Path:
-    """The virtual environment of a peer.
+    """The virtual environment of a peer, made the first time that somebody asks for it.
 
     Raises:
-        BenchmarkError: `make bench-peers` has not installed it.
+        BenchmarkError: it does not install.
     """
-    folder = _ROOT / f".venv-peers-{name}"
-    if not (folder / "bin" / "python").exists():
-        raise BenchmarkError(f"no {folder.name}: `make bench-peers` installs it")
-    return folder
+    folder = f".venv-peers-{name}"
+    if subprocess.run(["make", "--silent", f"{folder}/.installed"], cwd=_ROOT, check=False).returncode:
+        raise BenchmarkError(f"{name} does not install: see above")
+    return _ROOT / folder
 
 
 @contextmanager
