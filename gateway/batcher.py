@@ -1,7 +1,7 @@
 """Dynamic batcher: what waits for a model runs together, on whichever instance is free first.
 
 Everything happens on the event loop, so nothing is locked. Which jobs run, expire or are too late is decided by
-`RequestQueue`; this module carries it out and is the one place where a job is answered.
+`RequestQueue`, how a batch is answered by `Answering`; this module carries it out.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from math import inf
 from typing import cast
 
 from gateway.alarm import Alarm
+from gateway.answering import AT_ONCE, Answering, Executed, concerns_all, fail
 from gateway.batch import Batch, BatchLayout, Outputs
 from gateway.batching_policy import BatchingPolicy
 from gateway.durations import Durations
-from gateway.errors import DeadlineExceeded, GatewayError, ModelNotReady, restated, shown_ms, too_late
+from gateway.errors import DeadlineExceeded, ModelNotReady, shown_ms, too_late
 from gateway.inlining import Inlining
 from gateway.instances import Instance, presentable
 from gateway.job import Job, Receiver, TimeLeft
@@ -31,8 +32,6 @@ _log = logging.getLogger(__name__)
 
 _BREATH_S = 0.001
 """How long batches may run on the event loop before others have their turn."""
-
-Executed = Callable[[Batch], None]
 
 
 class Batcher:
@@ -59,7 +58,6 @@ class Batcher:
     ) -> None:
         self._policy = policy
         self._layout = layout
-        self._on_executed = on_executed
         self._clock = clock
         self._durations = Durations()
         self._queue = RequestQueue(policy, self._durations)
@@ -70,6 +68,7 @@ class Batcher:
         self._idle = list(instances)
         self._ends: dict[Instance, float] = {}  # when those that run are expected to be free
         self._loop = asyncio.get_running_loop()
+        self._answering = Answering(self._loop, on_executed)
         self._scheduled = False
         self._alarm = Alarm(self._loop, self._schedule)
         self._closing = False
@@ -198,7 +197,7 @@ class Batcher:
         except asyncio.CancelledError:
             for job in [*self._queue, *self._retries]:
                 self.discard(job)
-                self._fail(job, ModelNotReady("it was unloaded before the request's turn came"))
+                fail(job, ModelNotReady("it was unloaded before the request's turn came"))
             self._retries.clear()
             raise
         finally:
@@ -222,10 +221,10 @@ class Batcher:
         if self._queue.expires <= now:
             for job in self._queue.expire(now):
                 waited = shown_ms(now - job.arrived)
-                self._fail(job, DeadlineExceeded(f"not executed within the {waited} it could wait"))
+                fail(job, DeadlineExceeded(f"not executed within the {waited} it could wait"))
         for job in self._retries:
             if job.deadline <= now:
-                self._fail(job, DeadlineExceeded("not executed in time"))
+                fail(job, DeadlineExceeded("not executed in time"))
         while self._idle and (jobs := self._retries.take(self._idle[-1]) or self._take(now)):
             batch = self._batch(jobs)
             if self._idle[-1].inline and self._inlining.allows(jobs[0].shape, batch.rows):
@@ -243,7 +242,7 @@ class Batcher:
             return []
         jobs, late = self._queue.take(now)
         for job in late:
-            self._fail(job, too_late(job.deadline - now))
+            fail(job, too_late(job.deadline - now))
         return jobs
 
     def _waits_until(self, now: float) -> float:
@@ -265,10 +264,22 @@ class Batcher:
         except BaseException as error:  # as on a thread: not even sys.exit is for others to feel
             result = presentable(error)
         self._retried(instance, jobs, result)
-        self._answer(jobs, result)
-        if isinstance(result, list):
-            self._measure(jobs, started)
+        if isinstance(result, Exception) or len(jobs) <= AT_ONCE:
+            self._answering.give(jobs, result)
+            if isinstance(result, list):
+                self._measure(jobs, started)
+        else:  # busy until then: what it gave may lie in the memory that its next batch is put together in
+            self._idle.remove(instance)
+            self._ends[instance] = started
+            self._answering.give_in_turns(jobs, result, partial(self._answered, instance, jobs, started))
         del result  # an exception's traceback has this frame: a cycle that would keep the batch for a while
+
+    def _answered(self, instance: Instance, jobs: list[Job], started: float) -> None:
+        """All of a batch that was executed here has been answered, and some of its callers may be back."""
+        del self._ends[instance]
+        self._idle.append(instance)
+        self._measure(jobs, started)
+        self._schedule()
 
     def _start(self, instance: Instance, jobs: list[Job], batch: Batch) -> None:
         now = self._clock()
@@ -290,7 +301,7 @@ class Batcher:
         try:
             self._advance()
         finally:
-            self._answer(jobs, result)
+            self._answering.give(jobs, result)
             if isinstance(result, list):
                 self._loop.call_soon(self._measure, jobs, started)
             if self._closing:
@@ -298,18 +309,11 @@ class Batcher:
 
     def _retried(self, instance: Instance, jobs: list[Job], result: list[Outputs] | Exception) -> None:
         """See that the jobs of a batch that failed are tried apart."""
-        failed = isinstance(result, Exception) and not _concerns_all(result)
+        failed = isinstance(result, Exception) and not concerns_all(result)
         if failed and len(jobs) > 1:
             told = "a batch of %d requests failed, trying them apart: %s"
             _log.info(told, len(jobs), type(result).__name__, extra=self.about)
         self._retries.ended(instance, jobs, well=not failed)
-
-    def _answer(self, jobs: list[Job], result: list[Outputs] | Exception) -> None:
-        if isinstance(result, list):
-            self._settle(jobs, result)
-        elif len(jobs) == 1 or _concerns_all(result):
-            for job in jobs:
-                self._fail(job, restated(result))
 
     def _measure(self, jobs: list[Job], started: float) -> None:
         """Learn how long a batch takes, once its callers have encoded and sent their answers."""
@@ -317,25 +321,6 @@ class Batcher:
         batch, shape = cast(Batch, jobs[0].batch), jobs[0].shape
         self._durations.add(shape, batch.rows, now - started, now)
         self._inlining.executed(shape, batch.rows, batch.execution)
-
-    def _settle(self, jobs: list[Job], answers: list[Outputs]) -> None:
-        try:
-            self._on_executed(cast(Batch, jobs[0].batch))
-            each = list(zip(jobs, answers, strict=True))
-        except Exception as error:  # whatever goes wrong here, nobody is left waiting
-            for job in jobs:
-                self._fail(job, restated(error))
-            return
-        for job, outputs in each:
-            try:
-                if not job.receiver.done():
-                    job.receiver.set_result(outputs)
-            except Exception as error:  # nor does one receiver's fault concern another
-                self._fail(job, restated(error))
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        if not job.receiver.done():
-            job.receiver.set_exception(error)
 
     def _set_alarm(self, now: float) -> None:
         """Wake up when the queue wants it."""
@@ -348,8 +333,3 @@ class Batcher:
             if not job.receiver.done():
                 wakes = min(wakes, job.deadline)
         self._alarm.set(wakes, now)
-
-
-def _concerns_all(error: Exception) -> bool:
-    """Whether the fault lies where a batch was executed, and in none of its requests: no use in trying them apart."""
-    return isinstance(error, GatewayError)

@@ -12,6 +12,8 @@ from gateway.http2_frames import DATA, DEFAULT_WINDOW, END_HEADERS, HEAD, HEADER
 _FEW, _MANY = 1 << 16, 1 << 20
 """Bytes that are copied into one piece, and that wait for others."""
 
+_FIRST, _FURTHER = 4, 16
+"""Frames that leave at once while more that has arrived is being answered: the first, and later ones."""
 
 _SIOCOUTQNSD = 0x894B
 """Linux's number for: bytes that a socket has not sent yet."""
@@ -67,6 +69,7 @@ class Outgoing:
         self._out: list[bytes | memoryview] = []
         self._out_size = 0
         self._flushing = False
+        self._piece = _FIRST
 
     @property
     def unsent(self) -> bool:
@@ -92,6 +95,16 @@ class Outgoing:
     def flush(self) -> None:
         """Hand over what has been written."""
         self._flushing = False
+        self._piece = _FIRST
+        self._hand_over()
+
+    def flush_early(self) -> None:
+        """Hand it over if it is some: its peer can go on with that while the rest of what it has sent is answered."""
+        if len(self._out) >= self._piece:
+            self._piece = min(2 * self._piece, _FURTHER)
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         out, self._out, size = self._out, [], self._out_size
         self._out_size = 0
         if not out or self._transport.is_closing():

@@ -6,12 +6,9 @@ from collections.abc import Hashable
 
 from gateway.batch import Execution
 
-_SWIFT_NS, _EACH_NS = 100_000, 5_000
+_SWIFT_NS, _EACH_NS = 100_000, 10_000
 """What a batch may take all in all: not much more than handing it to a thread and back; and each further request of it,
 whose putting in and taking out needs the interpreter's lock wherever it is done."""
-
-_SLOW_NS = 500_000
-"""What is not to happen here. From then on even a thread's noise does not explain it."""
 
 _STUCK_NS = 100_000_000
 """Who took so long did not only compute, even where others had the processor for a while."""
@@ -20,9 +17,10 @@ _SURE = 4
 """Swift executions in a row, on a thread, before the first one here."""
 
 _MOST = 10_000
-"""Swift executions that count. A slow one takes one of them away for every microsecond: a model that is slow now and
-then keeps to its thread."""
+"""Swift executions that count. A slow one on the event loop takes one of them away for every 10 us that it took too
+long: a model that is slow now and then keeps to its thread."""
 
+_AWAY_NS = 10_000
 _KINDS = 1024
 
 
@@ -48,9 +46,10 @@ class Inlining:
         ns = execution.finished_ns - execution.started_ns
         if ns < _STUCK_NS:
             ns = execution.processor_ns
-        if ns <= _SWIFT_NS + _EACH_NS * execution.requests:
+        excess = ns - _SWIFT_NS - _EACH_NS * execution.requests
+        if excess <= 0:
             self._trust[kind] = min(trust + 1, _MOST)
-        elif ns > _SLOW_NS or trust >= _SURE:
-            self._trust[kind] = trust - ns // 1000
-        else:
+        elif trust >= _SURE:  # it was executed here
+            self._trust[kind] = trust - 1 - excess // _AWAY_NS
+        else:  # much of it may have been waiting: not every system tells a thread's processor time well
             self._trust[kind] = min(trust, 0)

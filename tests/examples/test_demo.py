@@ -75,7 +75,7 @@ def test_the_kept_server_can_be_called_until_ctrl_c(tmp_path: Path) -> None:
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_demo_ended_early_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     """A user who ends the demo while its server starts gets the prompt back, and no server stays behind."""
     process = subprocess.Popen(

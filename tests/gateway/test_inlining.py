@@ -94,6 +94,48 @@ async def test_model_that_has_become_slow_goes_back_to_its_thread():
 
 
 @on_fake_clock
+async def test_noise_on_the_thread_does_not_hold_for_long():
+    """Neither a first execution that takes long nor another hiccup keeps a swift model on its thread."""
+    takes = iter([50_000, 10, 10, 2_000])
+    rig = Rig(inline=True, processor_us=lambda: next(takes, 10))
+    await known(rig, 4 + 4 + 1)
+    assert here(rig) == [False] * 8 + [True]
+    await rig.finish()
+
+
+@on_fake_clock
+async def test_first_callers_of_a_large_batch_are_answered_first():
+    """Of many callers answered together the first ones can go on while the last ones' answers are being made."""
+    rig = Rig("max_batch_size: 64", inline=True)
+    for _ in range(8):
+        await asyncio.gather(*(call.task for call in rig.ask_all([float(number) for number in range(64)])))
+    assert here(rig)[-1]
+    calls = rig.ask_all([float(number) for number in range(64)])
+    done = [0]
+    while done[-1] < 64:
+        if 0 < done[-1] < 48:  # the next batch waits: it may be put together where these answers lie
+            assert "running=1" in repr(rig.batcher)
+        await asyncio.sleep(0)
+        done.append(sum(call.task.done() for call in calls))
+    assert sorted(set(done)) == [0, 16, 32, 48, 64]
+    await rig.finish()
+
+
+@on_fake_clock
+async def test_closing_waits_for_all_answers_of_a_large_batch():
+    """A model that is unloaded while it is answering many callers answers all of them."""
+    rig = Rig("max_batch_size: 64", inline=True)
+    for _ in range(8):
+        await asyncio.gather(*(call.task for call in rig.ask_all([float(number) for number in range(64)])))
+    calls = rig.ask_all([float(number) for number in range(64)])
+    await calls[0].task
+    assert not calls[-1].task.done()
+    await rig.batcher.aclose()
+    assert all(call.answered for call in calls)
+    await rig.finish()
+
+
+@on_fake_clock
 async def test_request_that_fails_on_the_event_loop_fails_alone():
     """A poisonous request takes nobody with it, wherever it runs."""
     rig = Rig(inline=True)

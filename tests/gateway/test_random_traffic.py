@@ -14,7 +14,7 @@ from support.server import serving
 
 pytestmark = pytest.mark.usefixtures("transport")
 
-_SECONDS = 12
+_SECONDS = 6
 _SEED = os.environ.get("TENSORGATE_TEST_SEED") or os.urandom(4).hex()
 
 

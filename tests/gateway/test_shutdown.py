@@ -112,7 +112,7 @@ def test_second_signal_ends_at_once(slow, gate, number):
 
 def test_a_large_answer_is_not_cut_off(repository, gate):
     """An answer of many megabytes that is ready while the server ends still reaches its caller, to the last byte."""
-    large = gate.MODEL.replace('{"y": inputs["x"]}', '{"y": np.resize(inputs["x"], 10_000_000)}')
+    large = gate.MODEL.replace('{"y": inputs["x"]}', '{"y": np.resize(inputs["x"], 3_000_000)}')
     repository.add("slow", {"model.py": "import numpy as np\n" + large}, "max_batch_size: 0\n" + gate.config)
     with serving(repository.root) as gateway:
         calls = [start(gateway, value) for value in (1, 2, 3)]
@@ -123,7 +123,7 @@ def test_a_large_answer_is_not_cut_off(repository, gate):
         gate.open()
         for value, call in enumerate(calls, 1):
             (contents,) = call.result(60).raw_output_contents
-            assert contents == np.full(10_000_000, value, np.float32).tobytes()
+            assert contents == np.full(3_000_000, value, np.float32).tobytes()
         assert gateway.server.wait(30) == 0
 
 
