@@ -14,6 +14,8 @@ from gateway.tracing import CallTrace
 
 _TOO_LARGE = Status(StatusCode.RESOURCE_EXHAUSTED, "the response is larger than a message may be")
 _EXPIRED = Status(StatusCode.DEADLINE_EXCEEDED, "the caller's deadline has passed")
+_AHEAD_S = 0.02
+"""By how much a caller may give up before its deadline as we know it: its clock began to run as it sent the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Observer:
 
     def _status(self, call: CallTrace, answer: bytes | Status) -> Status | None:
         """What the caller gets to see; None for OK."""
-        if answer is CANCELLED and time.perf_counter() >= call.deadline:
+        if answer is CANCELLED and time.perf_counter() >= call.deadline - _AHEAD_S:
             return _EXPIRED
         if isinstance(answer, Status):
             return answer

@@ -75,9 +75,8 @@ def test_the_kept_server_can_be_called_until_ctrl_c(tmp_path: Path) -> None:
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_demo_ended_early_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
-    """A user who ends the demo while its server starts gets the prompt back, and no server stays behind."""
+def test_a_demo_ended_early_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A user may close the terminal while the demo's server starts: no server stays behind."""
     process = subprocess.Popen(
         [TENSORGATE, "demo"],
         cwd=tmp_path,
@@ -88,7 +87,7 @@ def test_a_demo_ended_early_leaves_nothing_behind(tmp_path: Path, number: signal
     )
     assert process.stdout is not None
     assert next(line for line in process.stdout if line.startswith("exported it"))
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGHUP)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "")
     left = subprocess.run(
