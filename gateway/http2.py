@@ -162,7 +162,8 @@ class Connection(Incoming, Outgoing):
             if stream.credit < 0:
                 raise Violation(FLOW_CONTROL_ERROR, f"stream {number} sends more than it may")
             stream.receive(data, start, end, last)
-            self.flush_early()
+            if len(self._out) >= self._piece:
+                self.flush_early()
         elif number > self._latest or not number & 1:
             raise Violation(PROTOCOL_ERROR, f"data of stream {number}, which has not begun")
 

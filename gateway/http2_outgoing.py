@@ -99,10 +99,9 @@ class Outgoing:
         self._hand_over()
 
     def flush_early(self) -> None:
-        """Hand it over if it is some: its peer can go on with that while the rest of what it has sent is answered."""
-        if len(self._out) >= self._piece:
-            self._piece = min(2 * self._piece, _FURTHER)
-            self._hand_over()
+        """Hand over a piece of it: its peer can go on with that while the rest of what it has sent is answered."""
+        self._piece = min(2 * self._piece, _FURTHER)
+        self._hand_over()
 
     def _hand_over(self) -> None:
         out, self._out, size = self._out, [], self._out_size
