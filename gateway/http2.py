@@ -12,6 +12,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, TypeAlias, cast
 
+from gateway.http2_departing import Departing
 from gateway.http2_frames import (
     ACK,
     CONTINUATION,
@@ -22,7 +23,6 @@ from gateway.http2_frames import (
     ENHANCE_YOUR_CALM,
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
-    GOAWAY,
     HEADER_TABLE_SIZE,
     HEADERS,
     INITIAL_WINDOW_SIZE,
@@ -49,7 +49,7 @@ from gateway.http2_frames import (
 )
 from gateway.http2_headers import LONGEST, LONGEST_PACKED, NO_TABLE, Head, Heads
 from gateway.http2_incoming import LARGEST_FRAME, Incoming
-from gateway.http2_outgoing import Outgoing, Stream
+from gateway.http2_outgoing import Stream
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +62,6 @@ WINDOW = 1 << 20
 _REFILL = 1 << 30
 _UNSENT = 1 << 20
 """Bytes that may wait for a peer who takes nothing; then nothing more is read from it either."""
-
-_LOOK_S = 0.01
-"""How often to ask whether the last answer has left."""
 
 _OURS = b"".join(
     SETTING.pack(*setting)
@@ -82,7 +79,7 @@ Open: TypeAlias = Callable[["Connection", int, Head], Stream]
 """Begins the call of a new stream."""
 
 
-class Connection(Incoming, Outgoing):
+class Connection(Incoming, Departing):
     """A peer.
 
     Args:
@@ -93,17 +90,14 @@ class Connection(Incoming, Outgoing):
 
     def __init__(self, open_stream: Open, peers: set[Connection], age_s: float) -> None:
         Incoming.__init__(self)
-        Outgoing.__init__(self)
+        Departing.__init__(self)
         self._open_stream = open_stream
         self._peers = peers
         self._age_s = age_s
         self._retiring: asyncio.TimerHandle | None = None
         self._heads = Heads()
         self._block_of = (0, 0)  # stream of the headers that are not whole yet, and whether they end it
-        self._latest = 0
         self._consumed = 0
-        self._leaving = False  # it has been told to go elsewhere
-        self._left = False  # and with which stream it ends
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As `asyncio.Protocol`'s."""
@@ -266,56 +260,10 @@ class Connection(Incoming, Outgoing):
                 raise Violation(FLOW_CONTROL_ERROR, "a window that grows without end")
         self.push()
 
-    def close(self, number: int) -> None:
-        """A stream is over."""
-        self.streams.pop(number, None)
-        self._waiting.pop(number, None)
-        if self._left and not self.streams:
-            self._finish_sent()
-
-    def leave(self) -> None:
-        """Have the peer open no further streams, and close when the last one is over.
-
-        What it sends before it knows is served; then it is told which stream was the last (RFC 9113, 6.8).
-        """
-        if not self._leaving:
-            self._leaving = True
-            self._farewell(MOST, NO_ERROR)
-            self.write(frame(PING, 0, 0, b"farewell"))  # its answer comes behind what the peer had already sent
-
     @property
     def knows(self) -> bool:
         """Whether the peer knows that it is to go elsewhere, if it is one at all."""
         return self._left or not self.begun or self._transport.is_closing()
-
-    def _leave_now(self) -> None:
-        """Say what the last stream was, now that no further one can come."""
-        if not self._left:
-            self._left = True
-            self._farewell(self._latest, NO_ERROR)
-            if not self.streams:
-                self._finish_sent()
-
-    def _farewell(self, latest: int, code: int, told: str = "") -> None:
-        self.write(frame(GOAWAY, 0, 0, latest.to_bytes(4, "big") + code.to_bytes(4, "big") + told.encode()))
-
-    def end(self) -> None:
-        """Close as soon as what has been sent has left."""
-        self._leave_now()
-        self.finish()
-
-    def finish(self) -> None:
-        """Close behind what has been written."""
-        self.flush()
-        self._transport.close()
-
-    def _finish_sent(self) -> None:
-        """Close once everything has left; until then the peer is read, as it still grants windows."""
-        self.flush()
-        if self.unsent:
-            self._loop.call_later(_LOOK_S, self._finish_sent)
-        else:
-            self.finish()
 
     def abort(self) -> None:
         """Close now."""
