@@ -116,7 +116,8 @@ class Registry:
         self._infos = infos
         self._aliases = {alias: info for info in infos.values() for alias in (*info.aliases, info.platform) if alias}
         self._backends: dict[str, Backend] = {}
-        self._importing = Lock()  # models load in threads; who waits for an import that then fails gets half a module
+        # Models load in threads, and who waits for an import that then fails gets half a module.
+        self._importing = {name: Lock() for name in infos}
 
     def __iter__(self) -> Iterator[BackendInfo]:
         return iter(self._infos.values())
@@ -155,7 +156,7 @@ class Registry:
         Raises:
             LoadError: it is not installed.
         """
-        with self._importing:
+        with self._importing[info.name]:
             if info.name not in self._backends:
                 self._backends[info.name] = info.load()
             return self._backends[info.name]

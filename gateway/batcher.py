@@ -264,10 +264,13 @@ class Batcher:
         except BaseException as error:  # as on a thread: not even sys.exit is for others to feel
             result = presentable(error)
         self._retried(instance, jobs, result)
-        if isinstance(result, Exception) or len(jobs) <= AT_ONCE:
+        if isinstance(result, Exception):
+            lost_ns = round((self._clock() - started) * 1e9)
+            self._inlining.executed(jobs[0].shape, batch.rows, len(jobs), lost_ns)
             self._answering.give(jobs, result)
-            if isinstance(result, list):
-                self._measure(jobs, started)
+        elif len(jobs) <= AT_ONCE:
+            self._answering.give(jobs, result)
+            self._measure(jobs, started)
         else:  # busy until then: what it gave may lie in the memory that its next batch is put together in
             self._idle.remove(instance)
             self._ends[instance] = started
@@ -320,7 +323,7 @@ class Batcher:
         now = self._clock()
         batch, shape = cast(Batch, jobs[0].batch), jobs[0].shape
         self._durations.add(shape, batch.rows, now - started, now)
-        self._inlining.executed(shape, batch.rows, batch.execution)
+        self._inlining.executed(shape, batch.rows, len(jobs), batch.execution.busy_ns)
 
     def _set_alarm(self, now: float) -> None:
         """Wake up when the queue wants it."""

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from gateway.batch import Execution
-
 _SWIFT_NS, _EACH_NS = 100_000, 10_000
 """What a batch may take all in all: not much more than handing it to a thread and back; and each further request of it,
 whose putting in and taking out needs the interpreter's lock wherever it is done."""
-
-_STUCK_NS = 100_000_000
-"""Who took so long did not only compute, even where others had the processor for a while."""
 
 _SURE = 4
 """Swift executions in a row, on a thread, before the first one here."""
@@ -25,10 +20,7 @@ _KINDS = 1024
 
 
 class Inlining:
-    """Learns which batches are swift, by their shape and their rows, these to the power of two.
-
-    What counts is processor time: waiting for it, or for the interpreter's lock, is not the model's fault.
-    """
+    """Learns which batches are swift, by their shape and their rows, these to the power of two."""
 
     def __init__(self) -> None:
         self._trust: dict[tuple[Hashable, int], int] = {}
@@ -37,16 +29,13 @@ class Inlining:
         """Whether such a batch may be executed here."""
         return self._trust.get((shape, rows.bit_length()), 0) >= _SURE
 
-    def executed(self, shape: Hashable, rows: int, execution: Execution) -> None:
-        """Note how such a batch was executed, here or on a thread."""
+    def executed(self, shape: Hashable, rows: int, requests: int, busy_ns: int) -> None:
+        """Note how long such a batch, of so many requests, kept its thread busy, this one or another."""
         kind = shape, rows.bit_length()
         trust = self._trust.get(kind, 0)
         if trust == 0 and len(self._trust) >= _KINDS:
             return  # of endlessly many, the later ones keep to their thread
-        ns = execution.finished_ns - execution.started_ns
-        if ns < _STUCK_NS:
-            ns = execution.processor_ns
-        excess = ns - _SWIFT_NS - _EACH_NS * execution.requests
+        excess = busy_ns - _SWIFT_NS - _EACH_NS * requests
         if excess <= 0:
             self._trust[kind] = min(trust + 1, _MOST)
         elif trust >= _SURE:  # it was executed here

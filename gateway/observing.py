@@ -14,8 +14,9 @@ from gateway.tracing import CallTrace
 
 _TOO_LARGE = Status(StatusCode.RESOURCE_EXHAUSTED, "the response is larger than a message may be")
 _EXPIRED = Status(StatusCode.DEADLINE_EXCEEDED, "the caller's deadline has passed")
-_AHEAD_S = 0.02
-"""By how much a caller may give up before its deadline as we know it: its clock began to run as it sent the call."""
+_AHEAD, _MOST_AHEAD_S = 0.1, 0.02
+"""By which share of its time a caller may give up before its deadline as we know it, and by how much at most: its clock
+began to run as it sent the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,10 @@ class Observer:
 
     def _status(self, call: CallTrace, answer: bytes | Status) -> Status | None:
         """What the caller gets to see; None for OK."""
-        if answer is CANCELLED and time.perf_counter() >= call.deadline - _AHEAD_S:
-            return _EXPIRED
+        if answer is CANCELLED:
+            timeout_s = call.deadline - call.stages.received / 1e9
+            if time.perf_counter() >= call.deadline - min(_AHEAD * timeout_s, _MOST_AHEAD_S):
+                return _EXPIRED
         if isinstance(answer, Status):
             return answer
         return _TOO_LARGE if len(answer) > self.max_message_bytes else None  # the transport says so in its place

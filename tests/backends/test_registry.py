@@ -181,6 +181,18 @@ def test_models_that_load_at_once(end: str, tmp_path: Path, monkeypatch: pytest.
         assert first == "backend 'odd' does not import: OSError: libodd.so.1 is missing"
 
 
+def test_a_slow_import_is_not_waited_for_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one backend is being imported, models of the others load."""
+    plug_in(tmp_path, "import time\ntime.sleep(2)\nclass Backend: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_backend", raising=False)
+    registry = Registry()
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(registry.backend, registry.for_files({"model.odd"}))
+        assert registry.backend(registry.info("echo"))
+        assert not slow.done()
+
+
 def test_built_in_names_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plug-in cannot take the place of a built-in backend by calling itself the same."""
     plug_in(tmp_path, "", name="python")

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import importlib.util
 import pickle
+import socket
 import subprocess
 from pathlib import Path
 
@@ -222,6 +223,21 @@ def test_with_closes_the_client(address):
     for late in (lambda: client.infer("double", {"x": X}), lambda: next(client.stream("double", [{"x": X}]))):
         with pytest.raises(InferenceError, match="CANCELLED: the client is closed"):
             late()
+
+
+def test_closing_the_aio_client_fails_the_calls_under_way():
+    """Whoever awaits an answer as the client is closed is told so, and is not taken for cancelled itself."""
+
+    async def close_meanwhile(port: int) -> None:
+        client = aio.InferenceClient(f"127.0.0.1:{port}")
+        call = asyncio.create_task(client.metadata("double"))
+        await asyncio.sleep(0.2)
+        await client.close()
+        with pytest.raises(InferenceError, match="CANCELLED: the client is closed"):
+            await call
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(close_meanwhile(silent.getsockname()[1]))
 
 
 def test_the_aio_client_needs_its_event_loop(address):

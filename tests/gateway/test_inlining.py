@@ -197,6 +197,37 @@ def test_model_py_says_that_it_only_computes(
         assert (b"MainThread" in threads) is moves
 
 
+MOODY = """
+import time
+import threading
+import numpy as np
+
+class Model:
+    inputs, outputs = [("x", "float32", (-1, 1))], [("thread", object, (-1, 1))]
+    inline = True
+    def execute(self, inputs):
+        mood = inputs["x"][0, 0]
+        if mood: time.sleep(0.06)
+        if mood == 2: raise ValueError("tired")
+        return {"thread": np.array([[threading.current_thread().name.encode()]], object)}
+"""
+
+
+@pytest.mark.parametrize("mood", [1, 2])
+def test_model_that_takes_a_nap_goes_back_to_its_thread(repository: RepositoryBuilder, mood: int) -> None:
+    """A model that waits after all, or is slow to fail, holds up everybody once, and from then on itself alone."""
+    repository.add("named", {"model.py": MOODY})
+    with serving(repository.root) as gateway:
+        while first_output(gateway.stub.ModelInfer(WHERE)).item() != b"MainThread":
+            pass
+        message = request("named", {"x": np.full((1, 1), mood, np.float32)})
+        if mood == 2:
+            refusal(lambda: gateway.stub.ModelInfer(message))
+        else:
+            assert first_output(gateway.stub.ModelInfer(message)).item() == b"MainThread"
+        assert [first_output(gateway.stub.ModelInfer(WHERE)).item() for _ in range(20)] == [b"named/1#0"] * 20
+
+
 PANIC = """
 class Panic(BaseException): pass
 

@@ -11,12 +11,13 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import grpc
 import grpc.aio
+from grpc import StatusCode
 
 from tensorgate_client import calls, streaming
 from tensorgate_client.calls import Inputs
 from tensorgate_client.client import answers, blocking_channel
 from tensorgate_client.errors import InferenceError
-from tensorgate_client.session import Client, Session, Steps, looks_like
+from tensorgate_client.session import CLOSED, Client, Session, Steps, looks_like
 from tensorgate_client.streaming import Arrival, BatchStream, StreamResult
 from tensorgate_client.wire import inference_pb2 as pb
 from tensorgate_client.wire.inference_pb2_grpc import GRPCInferenceServiceStub
@@ -110,6 +111,10 @@ class InferenceClient(Client):
                     rpc = steps.throw(error)
                 except grpc.aio.AioRpcError as error:
                     rpc = steps.throw(self._session.failure(error.code(), error.details(), rpc.deadline))
+                except asyncio.CancelledError:
+                    if not self._session.closed or cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
+                        raise
+                    rpc = steps.throw(InferenceError(StatusCode.CANCELLED, CLOSED))  # the call was, not its caller
                 else:
                     rpc = steps.send(response)
         except StopIteration as done:

@@ -26,6 +26,8 @@ Token: TypeAlias = str | Callable[[], str]
 
 _FOR_EVER_MS = 1e12  # 30 years; gRPC cannot count on without end
 
+CLOSED = "the client is closed"
+
 _GAVE_UP_WAITING = "Deadline Exceeded"
 """What gRPC says when it is the client whose patience ended; a server says more."""
 
@@ -128,7 +130,7 @@ class Session:
             InferenceError: CANCELLED, the client is closed; DEADLINE_EXCEEDED, its time is over already.
         """
         if self.closed:
-            raise InferenceError(StatusCode.CANCELLED, "the client is closed")
+            raise InferenceError(StatusCode.CANCELLED, CLOSED)
         if deadline and not deadline.left_s:  # for gRPC, no time is no deadline
             raise self.failure(StatusCode.DEADLINE_EXCEEDED, _GAVE_UP_WAITING, deadline)
 
