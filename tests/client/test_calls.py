@@ -215,7 +215,7 @@ def test_a_killed_server_is_started_again(repository):
             time.sleep(1)
         with launch(*where) as server:
             server.wait_until_ready()
-            eventually(lambda: client.is_ready() or time.sleep(1), timeout=7)
+            eventually(lambda: client.is_ready() or time.sleep(1), timeout=9)
 
 
 def test_a_deadline_passes(connect, repository, tmp_path):
